@@ -1,0 +1,275 @@
+"""How fast vae_lab is, as ratios to other ways of doing the same work, measured side by side in one run.
+
+python scripts/benchmark.py training                      # Fashion-MNIST's shape with random pixels
+python scripts/benchmark.py training --root DIR           # real Fashion-MNIST, from its four files in DIR
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae_lab import hints
+from vae_lab.callbacks import Progress
+from vae_lab.cli import register_resolvers
+from vae_lab.commands import train
+from vae_lab.data.sources import Digits, FashionMnist
+
+BATCH = 100
+
+
+class Workload(NamedTuple):
+    """An MLP D-hidden-d and back, in batches of 100; `steps` of training make one timed segment."""
+
+    name: str
+    title: str
+    likelihood: str
+    hidden: int
+    d: int
+    activation: str
+    steps: int
+    goals: dict[str, float]  # shipped / contender: the least that is good enough
+
+
+WORKLOADS = [
+    Workload(
+        "W1", "MLP 784-500-20, Fashion-MNIST", "bernoulli", 500, 20, "tanh", 250, {"bare loop": 0.88, "default Lightning": 1.5}
+    ),
+    Workload("W5", "MLP 64-128-8, digits", "gaussian", 128, 8, "tanh", 1000, {"bare loop": 0.60, "default Lightning": 2.5}),
+]
+Segment = Callable[[], float]  # trains for the workload's steps; the seconds it took
+
+
+class Timer(pl.Callback):
+    """The seconds that the steps of one epoch took, without what comes before and after them."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+def shipped(work: Workload, file: Path, folder: Path) -> Segment:
+    """What `train.py` runs: its configuration, W&B logging, checkpoints, pictures, and the progress bar of a terminal."""
+
+    def segment() -> float:
+        overrides = [
+            f"d={work.d}",
+            f"likelihood={work.likelihood}",
+            f"encoder.hidden=[{work.hidden}]",
+            f"decoder.hidden=[{work.hidden}]",
+            f"encoder.activation={work.activation}",
+            f"decoder.activation={work.activation}",
+            "data=arrays",
+            f"data.root={file}",
+            "data.validation=0",
+            "data.test=1",
+            f"sampling.batch_size={BATCH}",
+            "trainer.max_epochs=1",
+            "trainer.accelerator=cpu",
+            f"+trainer.limit_train_batches={work.steps}",
+            "logger.offline=true",
+            "logger.name=benchmark",
+            f"paths.run={folder}/{time.time_ns()}",
+        ]
+        with initialize_config_dir(str(hints.CONF), version_base="1.3"):
+            cfg = compose("train", overrides)
+        data, lit, trainer = train.assemble(cfg)
+        timer = Timer()
+        terminal = Console(file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+        others = [c for c in trainer.callbacks if not isinstance(c, Progress)]
+        trainer.callbacks[:] = [timer, Progress(terminal), *others]
+        train.describe(trainer, {"workload": work.name})
+        trainer.fit(lit, datamodule=data)
+        train.close(trainer.loggers, 0)
+        return timer.seconds
+
+    return segment
+
+
+class Net(nn.Module):
+    """The same network as anyone would write it in a notebook."""
+
+    def __init__(self, work: Workload, D: int) -> None:
+        super().__init__()
+        act = {"tanh": nn.Tanh, "relu": nn.ReLU}[work.activation]
+        self.encoder = nn.Sequential(nn.Linear(D, work.hidden), act(), nn.Linear(work.hidden, 2 * work.d))
+        self.decoder = nn.Sequential(nn.Linear(work.d, work.hidden), act(), nn.Linear(work.hidden, D))
+        self.bernoulli = work.likelihood == "bernoulli"
+
+    def losses(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Minus the ELBO, minus the reconstruction, and the KL, in nats per datapoint."""
+        mu, log_sigma = self.encoder(x).chunk(2, -1)
+        sigma = log_sigma.exp()
+        y = self.decoder(mu + sigma * torch.randn_like(mu))
+        if self.bernoulli:
+            rec = F.binary_cross_entropy_with_logits(y, x, reduction="sum") / len(x)
+        else:
+            s2 = 0.1
+            rec = ((y - x) ** 2).sum() / (2 * s2 * len(x)) + 0.5 * x.shape[1] * np.log(2 * np.pi * s2)
+        kl = 0.5 * (mu**2 + sigma**2 - 1 - 2 * log_sigma).sum() / len(x)
+        return rec + kl, rec, kl
+
+
+def bare(work: Workload, x: Tensor) -> Segment:
+    """A plain PyTorch loop with fused Adam over batches sliced from memory; it logs nothing."""
+
+    def segment() -> float:
+        net = Net(work, x.shape[1])
+        optimizer = torch.optim.Adam(net.parameters(), fused=True)
+        start = time.perf_counter()
+        for index in torch.randperm(len(x))[: BATCH * work.steps].split(BATCH):
+            loss, _, _ = net.losses(x[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return time.perf_counter() - start
+
+    return segment
+
+
+class DefaultLit(pl.LightningModule):
+    """A LightningModule as the tutorials write it: Adam, three values logged at each step."""
+
+    def __init__(self, work: Workload, D: int) -> None:
+        super().__init__()
+        self.net = Net(work, D)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss, rec, kl = self.net.losses(batch[0])
+        self.log("loss", loss, prog_bar=True)
+        self.log("rec", rec, prog_bar=True)
+        self.log("kl", kl, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters())
+
+
+def default_lightning(work: Workload, x: Tensor, folder: Path) -> Segment:
+    """Lightning out of the box: a shuffling DataLoader, the default progress bar, logger and checkpoint."""
+
+    def segment() -> float:
+        timer = Timer()
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=BATCH, shuffle=True)
+        trainer = pl.Trainer(
+            max_epochs=1, limit_train_batches=work.steps, accelerator="cpu", callbacks=[timer], default_root_dir=folder
+        )
+        stderr, stdout = sys.stderr, sys.stdout
+        with open(os.devnull, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+            trainer.fit(DefaultLit(work, x.shape[1]), loader)
+        sys.stderr, sys.stdout = stderr, stdout
+        return timer.seconds
+
+    return segment
+
+
+def pixels(work: Workload, root: str | None) -> np.ndarray:
+    """uint8 images, repeated or made up until there are enough for a segment of whole batches."""
+    if work.name == "W5":
+        x = Digits([8, 8], 0, 0).load().train.x.numpy() * 15
+    elif root:
+        x = FashionMnist([28, 28], 0, root, None, []).load().train.x.numpy()
+    else:
+        x = np.random.default_rng(0).integers(0, 256, (10_000, 28, 28), dtype=np.uint8)
+    n = 60_000 if work.name == "W1" else BATCH * work.steps + 1
+    return np.tile(x, (-(-n // len(x)), 1, 1))[:n]
+
+
+def training(segments: int, root: str | None, folder: Path) -> dict[str, object]:
+    """Images per second of each contender on each workload, one thread, the contenders' segments taking turns."""
+    torch.set_num_threads(1)
+    results: dict[str, object] = {}
+    for work in WORKLOADS:
+        file = folder / f"{work.name}.npy"
+        np.save(file, pixels(work, root))
+        x = torch.from_numpy(np.load(file)).flatten(1).float().div_(255)
+        contenders = {
+            "bare loop": bare(work, x),
+            "vae_lab": shipped(work, file, folder / "runs"),
+            "default Lightning": default_lightning(work, x, folder / "lightning"),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(segments + 1):
+            for name, segment in contenders.items():
+                rate = BATCH * work.steps / segment()
+                if turn:  # the first turn warms up
+                    rates[name].append(rate)
+        results[work.name] = summary(work, rates)
+    return results
+
+
+def summary(work: Workload, rates: dict[str, list[float]]) -> dict[str, object]:
+    """Medians, and the median over turns of vae_lab's rate over each other's in the same turn."""
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rates["vae_lab"], rates[name], strict=True)) for name in work.goals
+    }
+    return {
+        "title": work.title,
+        "images_per_second": {name: statistics.median(r) for name, r in rates.items()},
+        "spread": {name: (max(r) - min(r)) / statistics.median(r) for name, r in rates.items()},
+        "vae_lab_over": ratios,
+        "goals": work.goals,
+        "segments": rates,
+    }
+
+
+def show(results: dict[str, dict], console: Console) -> None:
+    """The table of `training`."""
+    table = Table("workload", "contender", "images/s", "spread", "vae_lab / it", "goal")
+    for name, result in results.items():
+        for contender, rate in result["images_per_second"].items():
+            ratio, goal = result["vae_lab_over"].get(contender), result["goals"].get(contender)
+            met = "" if ratio is None else f"{ratio:.2f}" + (" ✓" if ratio >= goal else " ✗")
+            spread = f"{result['spread'][contender]:.0%}"
+            table.add_row(name, contender, f"{rate:,.0f}", spread, met, f">= {goal}" if goal else "")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["training"])
+    parser.add_argument("--segments", type=int, default=7, help="timed segments of each contender (default 7)")
+    parser.add_argument("--root", help="a folder with the files of Fashion-MNIST")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark.json"), help="where the figures go")
+    arguments = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        results = training(arguments.segments, arguments.root, Path(folder))
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) * unit
+    console = Console()
+    show(results, console)
+    console.print(f"peak memory above the imports: {memory / 2**30:.2f} GiB, one thread, {platform.machine()}")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps({"training": results, "memory": memory, "torch": torch.__version__}, indent=2))
+    console.print(f"written: {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The command line: `vae-lab train d=8` is `python scripts/train.py d=8`.
+
+What Hydra can see by itself (help, unknown groups, options and keys) is answered without importing torch; a user's
+mistake is one line on standard error, never a traceback.
+"""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_lab import hints
+from vae_lab.checks import closest
+
+COMMANDS = {
+    "train": "train a VAE and show what it learned",
+    "evaluate": "score a finished run on held-out data",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that `argv` (default: the process's arguments) begins with; exits 1 on a user's mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-sc" in argv or "--shell-completion" in argv:
+        return _complete(argv)
+    if not argv or argv[0] not in COMMANDS:
+        lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+        print("\n".join(["usage: vae-lab COMMAND [--help] [key=value ...]", "", "commands:", *lines]))
+        if not argv or argv[0] in ("-h", "--help"):
+            return
+        sys.exit(f"\n{argv[0]!r} is no command{closest(argv[0], COMMANDS)}")
+    command, arguments = argv[0], argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        return print(hints.usage(command, COMMANDS[command]))
+    try:
+        hints.check(command, arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    _run(command, arguments)
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    as_typed = sys.argv
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds wrong, instead of printing it
+    register_resolvers()
+    try:
+        hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(_task(command, as_typed, traceback_wanted))()
+    except _Told:
+        sys.exit(1)
+    except (HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        sys.exit(f"error: {explain(error, command, arguments)}")
+
+
+class _Told(Exception):
+    """A job failed and its user has been told why."""
+
+
+def _task(command: str, argv: list[str], traceback_wanted: bool) -> Callable[[DictConfig], float | None]:
+    def task(cfg: DictConfig) -> float | None:
+        sys.argv = argv  # Lightning starts further processes of a run by repeating the command
+        run = importlib.import_module(f"vae_lab.commands.{command}").run
+        try:
+            return run(cfg)
+        # ValueError: a mistake in the configuration; FloatingPointError: training that broke
+        except (ValueError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
+            if traceback_wanted:
+                raise
+            sys.stdout.flush()
+            print(f"error: {explain(error, command, [])}", file=sys.stderr, flush=True)
+            raise _Told from error
+
+    return task
+
+
+def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
+    """One message for what is wrong: where, what was given, what is allowed, and the closest valid name."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return hints.unknown_option(group, option, error.options)
+    if isinstance(error, ConfigCompositionException) and (found := re.search(r"Could not override '(.+?)'", text)):
+        given = next((a for a in arguments if a.lstrip("+~").split("=")[0] == found[1]), found[1])
+        chosen = {a.split("=")[0]: a for a in arguments if a.split("=")[0] in hints.groups(command)}
+        because = chosen.get(found[1].split(".")[0])
+        known = hints.keys(command)
+        if found[1] in known and because:
+            return f"{given}: {because} has no key {found[1].rpartition('.')[2]!r}"
+        return hints.unknown_key(given, found[1], known)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {text.splitlines()[0]}"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip()) or type(error).__name__
+
+
+def register_resolvers() -> None:
+    """The functions that our YAML files call; each imports what it needs only when it is called."""
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("array_shape", _array_shape, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("wandb_mode", lambda offline: "offline" if offline else "online", replace=True)
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """What was asked for: the overrides that matter to the result, as a run's name."""
+    aside = ("paths.", "logger", "callbacks", "hydra", "trainer.devices", "trainer.accelerator", "trainer.strategy")
+    words = [word for word in (o.lstrip("+~") for o in overrides) if not word.startswith(aside)]
+    return " ".join(words) or "defaults"
+
+
+def folder_name(overrides: Sequence[str]) -> str:
+    """A run's name as part of a folder's name that may be typed anywhere, as the value of an override too."""
+    name = re.sub(r"[^\w.]+", "-", run_name(overrides).replace(" ", "_")).strip("-.")
+    return name if len(name) <= 80 else name[:80].rpartition("_")[0] or name[:80]
+
+
+def _array_shape(root: str, key: str | None = None) -> list[int]:
+    from vae_lab.data.sources import array_shape
+
+    return array_shape(root, key)
+
+
+def _wandb_offline() -> bool:
+    """Whether W&B has to be used offline: it has no credentials, or was told so."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # what there is to say is said at the end, in one line
+    mode = os.environ.get("WANDB_MODE")
+    return mode != "online" if mode else not wandb.login(prompt=False)
+
+
+def _complete(argv: Sequence[str]) -> None:
+    """Tab completion: `eval "$(vae-lab -sc install=bash)"`. Hydra completes one application; we have one a command."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    command = next((w for w in words[1:] if w in COMMANDS), None)
+    if any(a.startswith("query=") for a in argv) and (command is None or len(words) < 3):
+        print("\n".join(COMMANDS))
+        return
+    if command is not None:
+        words.remove(command)
+        os.environ["COMP_LINE"] = " ".join(words)
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    arguments = [a for a in argv if a not in COMMANDS]
+    sys.argv = [sys.argv[0], *arguments]
+    register_resolvers()
+    hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command or "train")(lambda cfg: None)()

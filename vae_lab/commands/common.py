@@ -1,0 +1,75 @@
+"""What the commands share: building a config's objects with errors that name the key, and tables of results."""
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def build(cfg: DictConfig, key: str, **arguments: object) -> Any:  # noqa: ANN401
+    """The object that `cfg` describes under `key`, given further `arguments` that are objects already.
+
+    Raises:
+        ValueError: if its constructor refuses an argument, naming the config key that the argument came from.
+    """
+    try:
+        return hydra.utils.instantiate(OmegaConf.select(cfg, key), _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if cause is None:
+            raise ValueError(f"{key}: {' '.join(str(error).split())}") from error
+        raise ValueError(blame(cfg, key, str(cause))) from error
+
+
+def blame(cfg: DictConfig, key: str, message: str) -> str:
+    """`message` about the part under `key`; an argument's name at its beginning becomes the key it was set by."""
+    word, _, rest = message.partition(" ")
+    node = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=False)
+    if not isinstance(node, dict) or word not in node:
+        return f"{key}: {' '.join(message.split())}"
+    # `encoder.d` is `${d}`: the user set `d`
+    shared = re.fullmatch(r"\$\{([\w.]+)\}", str(node[word]))
+    return f"{shared[1] if shared else f'{key}.{word}'} {rest}"
+
+
+def results_table(title: str, rows: dict[str, str], console: Console) -> None:
+    """Prints names and values, one row each."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def paths_list(rows: dict[str, str], console: Console) -> None:
+    """Prints names and paths, one row each and never broken, so that they can be copied."""
+    for name, path in rows.items():
+        console.print(f"[cyan]{name:12}[/cyan] {escape(path)}", soft_wrap=True, highlight=False)
+
+
+def shown(path: Path) -> Path:
+    """`path` as seen from here, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def plus_minus(values: dict[str, float | None], name: str) -> str:
+    """`value ± standard error` of a metric, where it has one."""
+    value, error = values.get(name), values.get(f"{name}_se")
+    if value is None:
+        return "not finite"
+    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def quieten() -> None:
+    """Lightning's banners and tips say nothing that the user of a command needs."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")

@@ -1,0 +1,175 @@
+"""`vae-lab train`: build the parts, check that they fit, train, test, and say where the results are."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, WandbLogger
+from rich.console import Console
+
+from vae_lab import runs
+from vae_lab.commands.common import build, paths_list, plus_minus, quieten, results_table, shown
+from vae_lab.data.module import InMemory
+from vae_lab.lit import LitVAE
+from vae_lab.vae import VAE
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Trains one run; the value is its best val/elbo, for sweepers.
+
+    Raises:
+        ValueError: for a mistake in the configuration or the data, before training.
+        FloatingPointError: if training breaks; the last good checkpoint stays.
+    """
+    folder = Path(cfg.paths.run)
+    try:
+        data, lit, trainer = assemble(cfg)
+    except Exception:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # Hydra made it; only an empty one goes
+        raise
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    runs.write(folder / runs.CONFIG, config)
+    runs.write(folder / runs.ENVIRONMENT, runs.environment(HydraConfig.get().overrides.task))
+    code = 1
+    try:
+        describe(trainer, config)
+        trainer.fit(lit, datamodule=data)
+        metrics = dict(trainer.callback_metrics)
+        trainer.test(lit, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
+        metrics = runs.finite(metrics | trainer.callback_metrics)
+        code = 0
+    except FloatingPointError as error:
+        last = folder / "checkpoints" / "last.ckpt"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "no epoch was finished before it"
+        raise FloatingPointError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.gradient_clip_val=1") from None
+    finally:
+        close(trainer.loggers, code)
+    runs.write(folder / runs.METRICS, metrics)
+    if trainer.is_global_zero:
+        tell(folder, metrics, trainer.loggers)
+    monitor = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
+    return None if monitor is None else float(monitor)
+
+
+def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
+    """Everything that trains, checked: values first, then the data, then whether the model fits them."""
+    extra = set(cfg) - {"d", "seed", "paths", *GROUPS}
+    if extra:
+        raise ValueError(f"{', '.join(sorted(map(str, extra)))}: no such key; keys: d, seed, {', '.join(GROUPS)}")
+    quieten()
+    pl.seed_everything(check_seed(cfg.seed), verbose=False)
+    vae = VAE(*(build(cfg, part) for part in ("encoder", "decoder", "likelihood", "prior")))
+    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
+    try:
+        optimizer(vae.parameters())
+    except ValueError as error:
+        raise ValueError(f"optimizer: {error}") from error
+    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed)
+    data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
+    trainer = build_trainer(cfg)
+    data.setup("fit")
+    check_support(cfg, vae, data)
+    return data, lit, trainer
+
+
+GROUPS = (
+    "data",
+    "preprocessing",
+    "sampling",
+    "encoder",
+    "decoder",
+    "likelihood",
+    "prior",
+    "objective",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "callbacks",
+    "logger",
+)
+
+
+def check_seed(seed: object) -> int:
+    """Raises ValueError unless `seed` is what torch takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number in [0, 2^32), got {seed!r}")
+    return seed
+
+
+def build_trainer(cfg: DictConfig) -> pl.Trainer:
+    """The Trainer with its logger and callbacks; raises ValueError for devices that are not there."""
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    if cfg.data.get("validation") == 0 and "checkpoint" in cfg.callbacks:
+        cfg.callbacks.checkpoint.monitor = None  # nothing to choose by: the best is the last
+    callbacks = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks]
+    logger = build(cfg, "logger") if cfg.logger else False
+    return build(cfg, "trainer", callbacks=callbacks, logger=logger)
+
+
+def check_devices(accelerator: str, devices: object) -> None:
+    """Raises ValueError if `devices` asks for more than this machine has."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        there, what = torch.cuda.device_count(), "GPUs"
+    elif accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        there, what = 1, "GPU"
+    else:
+        there, what = os.cpu_count() or 1, "CPU cores"
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices != -1 and not 1 <= devices <= there:
+        raise ValueError(f"trainer.devices must be between 1 and {there} ({what} here), or auto, got {devices}")
+
+
+def check_support(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
+    """Raises ValueError if the likelihood gives some training datum no density."""
+    support = vae.likelihood.support
+    for batch in data.train_dataloader():
+        if not support.check(batch.x).all():
+            low, high = batch.x.aminmax()
+            raise ValueError(
+                f"likelihood: {cfg.likelihood._target_} needs data in {support}, but those of {cfg.data._target_} "
+                f"reach from {low:g} to {high:g}; use likelihood=gaussian, or scale the data"
+            )
+
+
+def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
+    """Tells the loggers what is run, under the keys that the user types, and which way each metric is better."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams(runs.flat(config))
+        if isinstance(logger, WandbLogger):
+            for metric, summary in BEST.items():
+                logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
+
+
+BEST = {"train/elbo": "max", "train/rec": "max", "val/elbo": "max", "val/rec": "max", "train/kl": "last", "val/kl": "last"}
+"""What W&B's summary keeps of a curve; of the test it keeps the one value there is."""
+
+
+def close(loggers: list[Logger], code: int) -> None:
+    """Ends each logger's run, so that the next job of this process begins one of its own."""
+    for logger in loggers:
+        logger.finalize("success" if code == 0 else "failed")
+        if isinstance(logger, WandbLogger) and wandb.run is not None:
+            wandb.finish(exit_code=code)
+
+
+def tell(folder: Path, metrics: dict[str, float | None], loggers: list[Logger]) -> None:
+    """Prints the test metrics and where everything is."""
+    console = Console()
+    names = [n for n in ("test/elbo", "test/rec", "test/kl", "test/active_units", "val/elbo") if n in metrics]
+    results_table("nats per datapoint", {n: plus_minus(metrics, n) for n in names}, console)
+    here = shown(folder)
+    places = {"run": here, "metrics": here / runs.METRICS, "checkpoints": here / "checkpoints"}
+    rows = {name: str(place) for name, place in (places | {"pictures": here / "pictures"}).items() if place.exists()}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            offline = f"offline, without credentials; to upload: wandb sync {here}/wandb/offline-run-*"
+            rows["W&B"] = offline if logger.experiment.offline else str(logger.experiment.url)
+        elif logger.log_dir:
+            rows["log"] = str(shown(Path(logger.log_dir)))
+    paths_list(rows, console)

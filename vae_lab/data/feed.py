@@ -1,0 +1,111 @@
+"""Batches of data that are already in memory, on their device: no workers, no collating, one gather for each."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from vae_lab.data.preprocessing import Preprocessing
+from vae_lab.data.sampling import Sampling
+from vae_lab.interfaces import Batch
+
+
+def seed_of(*key: object) -> int:
+    """A seed in 0 .. 2^63 - 1 for `key`: the same in every process and on every machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@final
+class Indices:
+    """The indices of each batch of an epoch: 0 .. n - 1 in order, or, given a `sampling`, its draw of (seed, epoch)."""
+
+    def __init__(
+        self, n: int, batch_size: int, device: torch.device, sampling: Sampling | None = None, seed: int = 0
+    ) -> None:
+        self.n, self.batch_size, self.device = n, batch_size, device
+        self.sampling, self.seed = sampling, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def __iter__(self) -> Iterator[Int[Tensor, " B"]]:
+        if self.sampling is None:
+            order = torch.arange(self.n)
+        else:
+            # Drawn on the CPU whatever the device, so that every device visits the same data.
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
+            order = self.sampling.order(self.n, generator)
+        order = order.to(self.device)
+        for start in range(0, self.n, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
+@final
+class Redraw:
+    """A preprocessing's fresh draw for one batch. It depends on (seed, epoch, step) alone, not on the draws before."""
+
+    def __init__(self, preprocessing: Preprocessing, levels: int | None, seed: int) -> None:
+        self.preprocessing, self.levels, self.seed = preprocessing, levels, seed
+
+    def __call__(self, pixels: Shaped[Tensor, "B *shape"], epoch: int, step: int) -> Float[Tensor, "B *shape"]:
+        generator = torch.Generator(pixels.device).manual_seed(seed_of(self.seed, "pixels", epoch, step))
+        return self.preprocessing(pixels, self.levels, generator)
+
+
+@final
+class Feed:
+    """The batches of one epoch, in the order of `sampler`: the global batch, the same in every process.
+
+    `x`: what the model sees, or, given `redraw`, the pixels from which each batch is drawn afresh. A feed remembers
+    how far it got, so that a run which stopped in mid-epoch goes on with the very next batch.
+    """
+
+    def __init__(
+        self,
+        x: Shaped[Tensor, "N *shape"],
+        label: Int[Tensor, " N"] | None,
+        sampler: Indices,
+        redraw: Redraw | None = None,
+    ) -> None:
+        self.x, self.label = x, label
+        self.sampler, self.redraw = sampler, redraw
+        self.batch_sampler = None  # Lightning looks for one beside a sampler
+        self.state = {"epoch": 0, "served": 0}
+        self.resumed = False
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been served."""
+        return dict(self.state)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Makes the next pass go on where that state was taken, if it is over the same epoch."""
+        self.state = dict(state_dict)
+        self.resumed = True
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # This runs when the first batch is asked for: Lightning sets the epoch between `iter` and that.
+        epoch = self.sampler.epoch
+        served = self.state["served"] if self.resumed and self.state["epoch"] == epoch else 0
+        self.resumed = False
+        for step, index in enumerate(self.sampler):
+            if step < served:
+                continue
+            x = self.x.index_select(0, index)
+            if self.redraw is not None:
+                x = self.redraw(x, epoch, step)
+            label = None if self.label is None else self.label.index_select(0, index)
+            self.state = {"epoch": epoch, "served": step + 1}
+            yield Batch(x, index, label)

@@ -1,0 +1,52 @@
+"""Exact statistics over data, whatever the batch sizes or the number of processes."""
+
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+# Apple's GPU has no float64
+_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
+class Statistics(NamedTuple):
+    """Of k values over n data: their means, their variances (1/n), and the standard errors of the means."""
+
+    mean: Float[Tensor, " k"]
+    variance: Float[Tensor, " k"]
+    error: Float[Tensor, " k"]
+
+
+@final
+class Moments(Metric):
+    """The first two moments of k values a datum.
+
+    Args:
+        k: how many values each datum has
+    """
+
+    full_state_update = False
+    n: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.add_state("n", torch.zeros((), dtype=_EXACT), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(k, dtype=_EXACT), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros(k, dtype=_EXACT), dist_reduce_fx="sum")
+
+    def update(self, values: Float[Tensor, "k B"]) -> None:
+        """Takes B data in; B may be 0."""
+        values = values.to(_EXACT)
+        self.n += values.shape[1]
+        self.total += values.sum(1)
+        self.squares += (values**2).sum(1)
+
+    def compute(self) -> Statistics:
+        """Of all data so far, on all processes."""
+        mean = self.total / self.n
+        variance = (self.squares / self.n - mean**2).clamp(min=0)
+        return Statistics(mean, variance, (variance / self.n).sqrt())
