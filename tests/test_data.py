@@ -31,7 +31,7 @@ def digits(validation=180, test=360, shape=(1, 8, 8)) -> Digits:
 
 
 def in_memory(source=None, preprocessing=None, sampling=None, seed=0) -> InMemory:
-    sampling = sampling or Shuffled(batch_size=100, eval_batch_size=250)
+    sampling = sampling or Shuffled(batch_size=100, eval_batch_size=250, block=3)
     return InMemory(source or digits(), preprocessing or Raw(), sampling, seed)
 
 
@@ -400,12 +400,12 @@ def test_order_depends_on_epoch_and_seed_alone(kind):
 
 def test_shuffled_visits_each_datum_once():
     for epoch in range(3):
-        assert sorted(order(Shuffled(64, 100), epoch)) == list(range(1000))
+        assert sorted(order(Shuffled(64, 100, block=3), epoch)) == list(range(1000))
 
 
 def test_with_replacement_leaves_one_in_e_untouched():
     n = 20_000
-    drawn = torch.tensor(order(WithReplacement(100, 100), n=n))
+    drawn = torch.tensor(order(WithReplacement(100, 100, block=3), n=n))
     assert len(drawn) == n and drawn.min() >= 0 and drawn.max() < n
     untouched = 1 - len(drawn.unique()) / n
     error = math.sqrt((math.exp(-1) - 2 * math.exp(-2)) / n)  # of the share of empty boxes after n balls into n
@@ -432,8 +432,8 @@ def test_seeds_are_stable():
 
 
 def test_training_batches():
-    data = in_memory(sampling=Shuffled(batch_size=100, eval_batch_size=250))
-    feed = data.train_dataloader()
+    data = in_memory(sampling=Shuffled(batch_size=100, eval_batch_size=250, block=3))
+    feed = data.train_feed()
     batches = list(feed)
     assert len(feed) == len(batches) == 13
     assert [len(batch.x) for batch in batches] == [100] * 12 + [57]
@@ -449,7 +449,7 @@ def test_training_batches():
 
 @pytest.mark.parametrize(("split", "n"), [("train", 1257), ("val", 180), ("test", 360)])
 def test_evaluation_batches_are_in_order(split, n):
-    data = in_memory(sampling=WithReplacement(batch_size=100, eval_batch_size=250))
+    data = in_memory(sampling=WithReplacement(batch_size=100, eval_batch_size=250, block=3))
     feed = data.feed(split)
     assert gather(feed, "index").tolist() == list(range(n))
     assert torch.equal(gather(feed, "label"), getattr(data.splits, split).label)
@@ -470,7 +470,7 @@ def test_no_validation_data():
 def test_data_without_labels(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((50, 3)))
     data = in_memory(arrays(tmp_path / "a.npy", [3]))
-    assert all(batch.label is None for feed in (data.train_dataloader(), data.feed("val")) for batch in feed)
+    assert all(batch.label is None for feed in (data.train_feed(), data.feed("val")) for batch in feed)
 
 
 def by_datum(feed: Feed, epoch: int) -> torch.Tensor:
@@ -482,13 +482,13 @@ def by_datum(feed: Feed, epoch: int) -> torch.Tensor:
 @pytest.mark.parametrize("preprocessing", [Dequantised(seed=0), BinarisedDynamic(seed=0)])
 def test_training_data_are_drawn_afresh(preprocessing):
     data = in_memory(preprocessing=preprocessing)
-    feed = data.train_dataloader()
+    feed = data.train_feed()
     assert feed.x.dtype == torch.uint8
     first, second = by_datum(feed, 0), by_datum(feed, 1)
     assert not torch.equal(first, second)
     assert torch.equal(by_datum(feed, 0), first)
-    assert torch.equal(by_datum(in_memory(preprocessing=preprocessing).train_dataloader(), 1), second)
-    assert not torch.equal(by_datum(in_memory(preprocessing=preprocessing, seed=1).train_dataloader(), 0), first)
+    assert torch.equal(by_datum(in_memory(preprocessing=preprocessing).train_feed(), 1), second)
+    assert not torch.equal(by_datum(in_memory(preprocessing=preprocessing, seed=1).train_feed(), 0), first)
     # Within an epoch, too, batches are independent draws: two means of n pixels differ by noise alone.
     p = data.splits.train.x / 16
     error = (p * (1 - p)).sum().sqrt() / p.numel()
@@ -498,20 +498,18 @@ def test_training_data_are_drawn_afresh(preprocessing):
 
 def test_batches_of_equal_pixels_get_different_draws(tmp_path):
     np.save(tmp_path / "grey.npy", np.full((64, 100), 128, np.uint8))
-    data = in_memory(arrays(tmp_path / "grey.npy", [100], test=0), BinarisedDynamic(0), Shuffled(8, 8))
-    rows = gather(data.train_dataloader(), "x")
+    data = in_memory(arrays(tmp_path / "grey.npy", [100], test=0), BinarisedDynamic(0), Shuffled(8, 8, block=3))
+    rows = gather(data.train_feed(), "x")
     assert len(rows.unique(dim=0)) == len(rows)
 
 
 @pytest.mark.parametrize("method", ["threshold", "bernoulli"])
 def test_static_training_data_stay_the_same(method):
-    feed = in_memory(preprocessing=BinarisedStatic(method, seed=0)).train_dataloader()
+    feed = in_memory(preprocessing=BinarisedStatic(method, seed=0)).train_feed()
     first = by_datum(feed, 0)
     assert torch.equal(by_datum(feed, 1), first)
-    assert torch.equal(
-        by_datum(in_memory(preprocessing=BinarisedStatic(method, 0), seed=9).train_dataloader(), 0), first
-    )
-    reseeded = by_datum(in_memory(preprocessing=BinarisedStatic(method, seed=1)).train_dataloader(), 0)
+    assert torch.equal(by_datum(in_memory(preprocessing=BinarisedStatic(method, 0), seed=9).train_feed(), 0), first)
+    reseeded = by_datum(in_memory(preprocessing=BinarisedStatic(method, seed=1)).train_feed(), 0)
     assert torch.equal(reseeded, first) == (method == "threshold")
 
 
@@ -519,7 +517,7 @@ def test_static_training_data_stay_the_same(method):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_evaluation_data_do_not_depend_on_the_run(kind, split):
     one = in_memory(preprocessing=kind(seed=0), seed=1)
-    two = in_memory(preprocessing=kind(seed=0), sampling=Shuffled(10, 11), seed=2)
+    two = in_memory(preprocessing=kind(seed=0), sampling=Shuffled(10, 11, block=3), seed=2)
     two.feed("test")  # what is drawn for one split does not move another
     two_x = gather(two.feed(split), "x")
     assert torch.equal(gather(one.feed(split), "x"), two_x)
@@ -559,7 +557,7 @@ def fit(folder: Path, resume: Path | None = None) -> list[tuple[int, list[int], 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data = in_memory(preprocessing=BinarisedDynamic(0), sampling=Shuffled(500, 500))
+    data = in_memory(preprocessing=BinarisedDynamic(0), sampling=Shuffled(500, 500, block=3))
     trainer.fit(recorder, datamodule=data, ckpt_path=resume)
     return recorder.seen
 

@@ -11,13 +11,13 @@ from vae_lab.interfaces import Batch
 
 
 class Feed:
-    """Batches that Lightning takes for a loader: a list of them it would take for a pytree."""
+    """Blocks of one batch. Lightning would take a list of them for several loaders."""
 
     def __len__(self):
         return 4
 
     def __iter__(self):
-        return iter([Batch(torch.zeros(8, 3), torch.arange(8))] * 4)
+        return iter([[Batch(torch.zeros(8, 3), torch.arange(8))]] * 4)
 
 
 class Lit(pl.LightningModule):
@@ -29,7 +29,10 @@ class Lit(pl.LightningModule):
         if self.failure is not None and self.global_step == 5:
             raise self.failure
         self.log_dict({"train/elbo_step": -123.456, "train/kl_step": 7.0, "train/rec": -116.456})
-        return self.layer(batch.x).mean()
+        return self.layer(batch[0].x).mean()
+
+    def steps(self):
+        return 4 * self.trainer.max_epochs
 
     def validation_step(self, batch, batch_idx):
         self.log("val/elbo", -130.0)

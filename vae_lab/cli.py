@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -17,6 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import hints
 from vae_lab.checks import closest
+
+if TYPE_CHECKING:
+    import wandb
 
 COMMANDS = {
     "train": "train a VAE and show what it learned",
@@ -52,7 +56,9 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds wrong, instead of printing it
     register_resolvers()
     try:
-        hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(_task(command, as_typed, traceback_wanted))()
+        hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(
+            _task(command, as_typed, traceback_wanted)
+        )()
     except _Told:
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
@@ -107,7 +113,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("array_shape", _array_shape, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
-    OmegaConf.register_new_resolver("wandb_mode", lambda offline: "offline" if offline else "online", replace=True)
+    OmegaConf.register_new_resolver("wandb_mode", _wandb_mode, replace=True)
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -131,11 +137,26 @@ def _array_shape(root: str, key: str | None = None) -> list[int]:
 
 def _wandb_offline() -> bool:
     """Whether W&B has to be used offline: it has no credentials, or was told so."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode != "online"
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # what there is to say is said at the end, in one line
-    mode = os.environ.get("WANDB_MODE")
-    return mode != "online" if mode else not wandb.login(prompt=False)
+    wandb.setup(_silent())
+    return not wandb.login(prompt=False)
+
+
+def _wandb_mode(offline: bool) -> str:
+    import wandb
+
+    wandb.setup(_silent())
+    return "offline" if offline else "online"
+
+
+def _silent() -> "wandb.Settings":
+    """What W&B has to say is said at the end of a run, in one line."""
+    import wandb
+
+    return wandb.Settings(silent=True)
 
 
 def _complete(argv: Sequence[str]) -> None:

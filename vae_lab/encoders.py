@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from vae_lab import networks
 from vae_lab.checks import whole, wholes
 from vae_lab.distributions import DiagonalNormal
 from vae_lab.interfaces import Batch, Encoder
-from vae_lab import networks
 from vae_lab.networks import halvings, image_shape, mlp
 
 
@@ -84,5 +84,3 @@ class Conv(Encoder):
 
     def forward(self, batch: Batch) -> DiagonalNormal:
         return _diagonal_normal(self.net(batch.x))
-
-

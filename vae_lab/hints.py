@@ -59,7 +59,7 @@ def check(command: str, arguments: Iterable[str]) -> None:
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
             continue
         if key in choices:
-            for option in re.fullmatch(r"[\w,]*", value) and value.split(",") or []:
+            for option in (re.fullmatch(r"[\w,]*", value) and value.split(",")) or []:
                 if option and option not in choices[key] and option != "null":
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """B data: their values, their places in the training set (6), and their labels where the data has them."""
 
     x: Float[Tensor, "B *shape"]
-    index: Int[Tensor, " B"]
+    index: Int[Tensor, " B"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     label: Int[Tensor, " B"] | None = None
 
 

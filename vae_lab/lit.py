@@ -1,5 +1,6 @@
 """LitVAE: a model, an objective and an optimiser as one LightningModule."""
 
+import sys
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import final
@@ -7,11 +8,13 @@ from typing import final
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vae_lab.checks import number
 from vae_lab.distributions import kl_per_dimension
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments
@@ -28,7 +31,7 @@ class LitVAE(pl.LightningModule):
     """Trains and tests a VAE.
 
     Logs, in nats per datapoint: `{train,val,test}/{elbo,kl,rec}`, exact means over the data of an epoch; every
-    `trainer.log_every_n_steps` steps `train/{elbo,kl,rec}_step` of that step, and `train/grad_norm`; each epoch
+    `trainer.log_every_n_steps` blocks `train/{elbo,kl,rec}_step` of the last step, and `train/grad_norm`; each epoch
     `train/images_per_second`; for validation and test `kl_dim/j`, the KL of each latent dimension, `active_units`,
     and `elbo_se`, the standard error of the ELBO.
 
@@ -41,6 +44,7 @@ class LitVAE(pl.LightningModule):
         optimizer: parameters -> optimiser
         schedule: (optimiser, number of steps) -> a scheduler stepped once a step, or None
         seed: of the noise
+        clip: the greatest norm that the gradient may have, or None
     Raises:
         FloatingPointError: if a term is not finite, naming the term, the step and the epoch.
     """
@@ -52,64 +56,76 @@ class LitVAE(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler | None],
         seed: int,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a training step is a block of optimiser steps
         self.vae, self.objective = vae, objective
-        self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.seed, self.clip = seed, None if clip is None else number("gradient_clip_val", clip, above=0.0)
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
-        self.window: list[Tensor] = []  # the terms of the steps since the last log, still on the device
 
     # --- training
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameters())
-        schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
-        if schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = self.make_schedule(optimizer, self.steps())
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def steps(self) -> int:
+        """How many optimiser steps the whole run has."""
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        limits = [steps] if steps >= 0 else []
+        if epochs is not None and epochs >= 0:
+            limits.append(epochs * self.trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
+        return min(limits, default=sys.maxsize)
 
     def on_fit_start(self) -> None:
         self.noise = generator(self.device, self.seed, "noise")
 
     def on_train_epoch_start(self) -> None:
-        self.window.clear()
         self.images, self.started = 0, perf_counter()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms = self.terms(batch, self.noise)
-        self.window.append(torch.stack([t.detach() for t in terms]))
-        self.images += len(batch.x)
-        # the mean over the whole batch, once the gradients have been averaged over the processes
-        return terms.loss.sum() * (self.trainer.world_size / len(batch.x))
+    def training_step(self, block: list[Batch], block_idx: int) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer) and not isinstance(schedule, list)
+        before, terms, norm = self.global_step, [], None
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
+        for batch in block:
+            if self.global_step == self.trainer.max_steps:
+                break
+            t = self.terms(batch, self.noise)
+            terms.append(torch.stack([v.detach() for v in t]))
+            optimizer.zero_grad()
+            # the mean over the whole batch, once the gradients have been averaged over the processes
+            self.manual_backward(t.loss.sum() * (self.trainer.world_size / len(batch.x)))
+            if logs and batch is block[-1]:
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            if self.clip is not None:
+                self.clip_gradients(optimizer, self.clip)  # type: ignore[arg-type]
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            self.images += len(batch.x)
+        self.account(terms, before)
+        self.seconds = perf_counter() - self.started
+        if logs and norm is not None:
+            self.log_dict({f"train/{name}_step": v for name, v in named(terms[-1].mean(1)).items()})
+            self.log_dict({"train/grad_norm": norm, "step": float(self.global_step)})
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
-
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        logs = self.global_step % self.trainer.log_every_n_steps == 0
-        if logs or self.trainer.is_last_batch:
-            values = self.read_window()
-            if logs:
-                self.log_dict({f"train/{name}_step": v for name, v in named(values[-1].mean(1)).items()})
-        if self.trainer.is_last_batch:
-            self.rate = self.images / (perf_counter() - self.started)
-
-    def read_window(self) -> list[Tensor]:
-        """Takes the window's terms into the epoch's statistics, having checked that they are finite; empties it."""
-        window, values = list(self.window), torch.cat(self.window, dim=1)
-        self.window.clear()
+    def account(self, terms: list[Float[Tensor, "k _"]], before: int) -> None:
+        """Takes the terms of the steps after step `before` into the epoch's statistics, if they are finite."""
+        values = torch.cat(terms, dim=1)
         if not values.isfinite().all():
-            first = next(i for i, v in enumerate(window) if not v.isfinite().all())
-            self.fail(window[first], f"step {self.global_step - len(window) + first + 1}")
+            first = next(i for i, t in enumerate(terms) if not t.isfinite().all())
+            self.fail(terms[first], f"step {before + first + 1}")
         self.train_terms.update(values)
-        return window
 
     def on_train_epoch_end(self) -> None:
         self.log_all({f"train/{name}": v for name, v in named(self.train_terms.compute().mean).items()})
-        self.log("train/images_per_second", self.rate, rank_zero_only=True)
+        self.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
         self.train_terms.reset()
 
     # --- validation and test
@@ -165,11 +181,13 @@ class LitVAE(pl.LightningModule):
     def share(self, batch: Batch) -> Batch:
         """Every world_size-th datum of the batch, from this process's rank on."""
         rank, world = self.global_rank, self.trainer.world_size
-        return Batch(*(None if v is None else v[rank::world] for v in batch)) if world > 1 else batch
+        label = None if batch.label is None else batch.label[rank::world]
+        return Batch(batch.x[rank::world], batch.index[rank::world], label) if world > 1 else batch
 
     def log_all(self, values: dict[str, Tensor]) -> None:
-        """Logs values that are the same on every process."""
-        self.log_dict({name: v.float() for name, v in values.items()}, sync_dist=self.trainer.world_size > 1)
+        """Logs values that are the same on every process, at the present optimiser step (Lightning counts blocks)."""
+        values = {name: v.float() for name, v in values.items()} | {"step": torch.tensor(float(self.global_step))}
+        self.log_dict(values, sync_dist=self.trainer.world_size > 1)
 
     def fail(self, terms: Float[Tensor, "k B"], when: str) -> None:
         """Raises FloatingPointError, naming the terms [k, B] that are not finite."""

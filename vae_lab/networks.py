@@ -1,6 +1,7 @@
 """What encoders and decoders are built from."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def activation(name: str) -> nn.Module:
 def mlp(widths: Sequence[int], act: str) -> nn.Sequential:
     """Linear layers of the given widths, with an activation between each two."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), activation(act)]
     return nn.Sequential(*layers[:-1])
 

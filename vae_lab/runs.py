@@ -171,7 +171,9 @@ def _check(node: object, key: str, packages: Sequence[str]) -> None:
 def _locate(target: object, key: str, packages: Sequence[str]) -> type:
     """The class called `target`, which must be defined in vae_lab or a trusted package."""
     trusted = ("vae_lab", *packages)
-    refusal = f"{key}._target_ must be a class of {' or '.join(trusted)}, got {target!r}; trust more with packages=[...]"
+    refusal = (
+        f"{key}._target_ must be a class of {' or '.join(trusted)}, got {target!r}; trust more with packages=[...]"
+    )
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
         raise ValueError(refusal)
     module, name = target.rsplit(".", 1)
@@ -188,8 +190,8 @@ def _locate(target: object, key: str, packages: Sequence[str]) -> type:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics as plain numbers, for JSON: what is not finite becomes null."""
-    numbers = {k: float(v) for k, v in values.items()}
+    """Metrics as plain numbers, for JSON: what is not finite becomes null; Lightning's step is none."""
+    numbers = {k: float(v) for k, v in values.items() if k != "step"}
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 

@@ -1,5 +1,6 @@
 """One line that says how a fit goes."""
 
+import sys
 from datetime import timedelta
 from time import perf_counter
 
@@ -18,7 +19,8 @@ SHOWN = (("ELBO", "train/elbo"), ("KL", "train/kl"), ("rec", "train/rec"), ("val
 class Progress(pl.Callback):
     """How many steps are done, epoch, time, ELBO, KL, reconstruction and images a second, on one line of a terminal.
 
-    Says nothing where the console is no terminal (a log file, a sweep's job), or on any but the first process.
+    For a LitVAE, whose every training step takes a block of batches. Says nothing where the console is no terminal (a
+    log file, a sweep's job), or on any but the first process.
 
     Args:
         console: where to print; by default standard output
@@ -42,18 +44,17 @@ class Progress(pl.Callback):
             auto_refresh=False,  # no thread: refreshed from on_train_batch_end
             expand=True,
         )
-        steps = trainer.estimated_stepping_batches
-        total = None if steps == float("inf") else steps
-        self._bar.add_task("", total=total, completed=trainer.global_step)
+        steps: int = pl_module.steps()  # type: ignore[operator]
+        self._bar.add_task("", total=None if steps == sys.maxsize else steps, completed=trainer.global_step)
         self._bar.start()
         self._since, self._due = None, 0.0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: list[Batch], batch_idx: int
     ) -> None:
         if self._bar is None:
             return
-        self._images += batch.x.shape[0]
+        self._images += sum(len(b.x) for b in batch)
         if perf_counter() >= self._due:
             self._refresh(self._bar, trainer)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
@@ -35,9 +36,9 @@ def run(cfg: DictConfig) -> float | None:
     if len(feed) == 0:
         raise ValueError(f"split {split!r} of this run holds no data")
     trainer = pl.Trainer(logger=False, devices=1, enable_progress_bar=False, enable_model_summary=False)
-    evaluate = trainer.validate if split == "val" else trainer.test
-    [scores] = evaluate(lit, dataloaders=feed, verbose=False)
-    scores = runs.finite({name.partition("/")[2]: value for name, value in scores.items()})
+    stage, evaluate = ("val", trainer.validate) if split == "val" else ("test", trainer.test)
+    [found] = evaluate(lit, dataloaders=feed, verbose=False)
+    scores = runs.finite({name.removeprefix(f"{stage}/"): value for name, value in found.items()})
 
     protocol = f"split={split} V={V} checkpoint={cfg.checkpoint}"
     path = folder / runs.EVALUATION
@@ -50,5 +51,5 @@ def run(cfg: DictConfig) -> float | None:
     return scores["elbo"]
 
 
-def _untrained(*_: object) -> None:
+def _untrained(*_: object) -> NoReturn:
     raise AssertionError("an evaluation does not train")

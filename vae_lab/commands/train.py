@@ -41,9 +41,9 @@ def run(cfg: DictConfig) -> float | None:
     try:
         describe(trainer, config)
         trainer.fit(lit, datamodule=data)
-        metrics = dict(trainer.callback_metrics)
+        fitted = dict(trainer.callback_metrics)
         trainer.test(lit, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
-        metrics = runs.finite(metrics | trainer.callback_metrics)
+        metrics = runs.finite(fitted | trainer.callback_metrics)
         code = 0
     except FloatingPointError as error:
         last = folder / "checkpoints" / "last.ckpt"
@@ -71,7 +71,7 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
         optimizer(vae.parameters())
     except ValueError as error:
         raise ValueError(f"optimizer: {error}") from error
-    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed)
+    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, cfg.trainer.gradient_clip_val)
     data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
     trainer = build_trainer(cfg)
     data.setup("fit")
@@ -110,7 +110,11 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
         cfg.callbacks.checkpoint.monitor = None  # nothing to choose by: the best is the last
     callbacks = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks]
     logger = build(cfg, "logger") if cfg.logger else False
-    return build(cfg, "trainer", callbacks=callbacks, logger=logger)
+    blocks = {
+        "gradient_clip_val": None,  # LitVAE, which makes the steps of a block, clips
+        "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),  # Lightning counts blocks
+    }
+    return build(cfg, "trainer", callbacks=callbacks, logger=logger, **blocks)
 
 
 def check_devices(accelerator: str, devices: object) -> None:
@@ -128,7 +132,7 @@ def check_devices(accelerator: str, devices: object) -> None:
 def check_support(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
     """Raises ValueError if the likelihood gives some training datum no density."""
     support = vae.likelihood.support
-    for batch in data.train_dataloader():
+    for batch in data.train_feed():
         if not support.check(batch.x).all():
             low, high = batch.x.aminmax()
             raise ValueError(
@@ -146,7 +150,14 @@ def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
                 logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
 
 
-BEST = {"train/elbo": "max", "train/rec": "max", "val/elbo": "max", "val/rec": "max", "train/kl": "last", "val/kl": "last"}
+BEST = {
+    "train/elbo": "max",
+    "train/rec": "max",
+    "val/elbo": "max",
+    "val/rec": "max",
+    "train/kl": "last",
+    "val/kl": "last",
+}
 """What W&B's summary keeps of a curve; of the test it keeps the one value there is."""
 
 

@@ -1,8 +1,8 @@
 """Batches of data that are already in memory, on their device: no workers, no collating, one gather for each."""
 
-import hashlib
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import final
 
 import torch
@@ -12,12 +12,7 @@ from torch import Tensor
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
 from vae_lab.interfaces import Batch
-
-
-def seed_of(*key: object) -> int:
-    """A seed in 0 .. 2^63 - 1 for `key`: the same in every process and on every machine."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from vae_lab.seeds import generator
 
 
 @final
@@ -43,8 +38,7 @@ class Indices:
             order = torch.arange(self.n)
         else:
             # Drawn on the CPU whatever the device, so that every device visits the same data.
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
-            order = self.sampling.order(self.n, generator)
+            order = self.sampling.order(self.n, generator("cpu", self.seed, "order", self.epoch))
         order = order.to(self.device)
         for start in range(0, self.n, self.batch_size):
             yield order[start : start + self.batch_size]
@@ -58,8 +52,7 @@ class Redraw:
         self.preprocessing, self.levels, self.seed = preprocessing, levels, seed
 
     def __call__(self, pixels: Shaped[Tensor, "B *shape"], epoch: int, step: int) -> Float[Tensor, "B *shape"]:
-        generator = torch.Generator(pixels.device).manual_seed(seed_of(self.seed, "pixels", epoch, step))
-        return self.preprocessing(pixels, self.levels, generator)
+        return self.preprocessing(pixels, self.levels, generator(pixels.device, self.seed, "pixels", epoch, step))
 
 
 @final
@@ -109,3 +102,29 @@ class Feed:
             label = None if self.label is None else self.label.index_select(0, index)
             self.state = {"epoch": epoch, "served": step + 1}
             yield Batch(x, index, label)
+
+
+@final
+class Blocks:
+    """A feed's batches, `size` at a time, and the rest at the end: what a training step of LitVAE takes."""
+
+    def __init__(self, feed: Feed, size: int) -> None:
+        self.feed, self.size = feed, size
+        self.sampler = feed.sampler
+        self.batch_sampler = None  # Lightning looks for one beside a sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """The feed's."""
+        return self.feed.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The feed's."""
+        self.feed.load_state_dict(state_dict)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.feed) / self.size)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self.feed)
+        while block := list(islice(batches, self.size)):
+            yield block

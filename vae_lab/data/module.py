@@ -1,5 +1,6 @@
 """A source, its preprocessing and its sampling, as Lightning asks for them."""
 
+import math
 from typing import final
 
 import pytorch_lightning as pl
@@ -8,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_lab.checks import one_of, whole
-from vae_lab.data.feed import Feed, Indices, Redraw, seed_of
+from vae_lab.data.feed import Blocks, Feed, Indices, Redraw
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Pixels, Source, Splits
+from vae_lab.seeds import generator
 
 CHUNK = 4096
 """How many data are prepared at a time: bounds the memory for what is made on the way."""
@@ -37,7 +39,16 @@ class InMemory(pl.LightningDataModule):
         if self.splits is None:
             self.splits = self.source.load()
 
-    def train_dataloader(self) -> Feed:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of training data in an epoch."""
+        return math.ceil(len(self._split("train").x) / self.sampling.batch_size)
+
+    def train_dataloader(self) -> Blocks:
+        """The batches of `train_feed`, in the sampling's blocks."""
+        return Blocks(self.train_feed(), self.sampling.block)
+
+    def train_feed(self) -> Feed:
         """Training data in the sampling's order; drawn afresh for each batch where the preprocessing says so."""
         device, train = self._device(), self._split("train")
         sampler = Indices(len(train.x), self.sampling.batch_size, device, self.sampling, self.seed)
@@ -76,8 +87,8 @@ class InMemory(pl.LightningDataModule):
         if key not in self.prepared:
             pixels = self._split(split).x
             x = torch.empty(pixels.shape)
-            generator = torch.Generator().manual_seed(seed_of(self.preprocessing.seed, split))
+            once = generator("cpu", self.preprocessing.seed, split)
             for some_x, some_pixels in zip(x.split(CHUNK), pixels.split(CHUNK), strict=True):
-                some_x.copy_(self.preprocessing(some_pixels, self.source.levels, generator))
+                some_x.copy_(self.preprocessing(some_pixels, self.source.levels, once))
             self.prepared[key] = x.to(key[1])
         return self.prepared[key]

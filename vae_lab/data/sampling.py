@@ -11,10 +11,15 @@ from vae_lab.checks import whole
 
 
 class Sampling(ABC):
-    """Batches of `batch_size` data in training, of `eval_batch_size` elsewhere; the last of an epoch may be smaller."""
+    """`batch_size` data in a step of training (the last one of an epoch may have fewer), `eval_batch_size` elsewhere.
+
+    The trainer makes `block` steps of training in one call, as its hooks cost as much as a small step does. Numbers do
+    not depend on it; callbacks are called, and a run can stop, once a block.
+    """
 
     batch_size: int
     eval_batch_size: int
+    block: int
 
     @abstractmethod
     def order(self, n: int, generator: Generator) -> Int[Tensor, " n"]:
@@ -25,9 +30,10 @@ class Sampling(ABC):
 class Shuffled(Sampling):
     """Without replacement: every datum once in an epoch, in a random order."""
 
-    def __init__(self, batch_size: int, eval_batch_size: int) -> None:
+    def __init__(self, batch_size: int, eval_batch_size: int, block: int) -> None:
         self.batch_size = whole("batch_size", batch_size)
         self.eval_batch_size = whole("eval_batch_size", eval_batch_size)
+        self.block = whole("block", block)
 
     def order(self, n: int, generator: Generator) -> Int[Tensor, " n"]:
         return torch.randperm(n, generator=generator)
@@ -37,9 +43,10 @@ class Shuffled(Sampling):
 class WithReplacement(Sampling):
     """i ~ U(1, ..., n) for every place, as in (18): an epoch is n draws, and leaves about n / e data untouched."""
 
-    def __init__(self, batch_size: int, eval_batch_size: int) -> None:
+    def __init__(self, batch_size: int, eval_batch_size: int, block: int) -> None:
         self.batch_size = whole("batch_size", batch_size)
         self.eval_batch_size = whole("eval_batch_size", eval_batch_size)
+        self.block = whole("block", block)
 
     def order(self, n: int, generator: Generator) -> Int[Tensor, " n"]:
         return torch.randint(n, (n,), generator=generator)

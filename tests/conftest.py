@@ -1,0 +1,29 @@
+"""Under test, every call into vae_lab is checked against its annotations, the shapes of tensors included."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# before anything imports vae_lab; a float may be given as an int, as type checkers have it (PEP 484)
+install_import_hook("vae_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real data sets."""
+    folder = os.environ.get("VAE_LAB_DATA")
+    if folder is None:
+        pytest.skip("VAE_LAB_DATA, a folder of real data sets, is not set")
+    return Path(folder)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """No check of annotations: for what vae_lab itself says about an argument of the wrong type."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

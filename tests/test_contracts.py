@@ -1,0 +1,268 @@
+"""What every part promises, whichever it is: a new class in a module is tested here as it stands."""
+
+import inspect
+import io
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from vae_lab import decoders, encoders, hints, interfaces, likelihoods, objectives, priors, schedules
+from vae_lab.data import preprocessing, sampling, sources
+from vae_lab.interfaces import Batch, Decoder, Encoder, Likelihood, Prior
+from vae_lab.objectives import Elbo, Objective
+from vae_lab.vae import VAE
+
+
+def classes(module, kind):
+    """The concrete parts of a module."""
+    found = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    return [c for c in found if issubclass(c, kind) and not inspect.isabstract(c)]
+
+
+ENCODERS, DECODERS = classes(encoders, Encoder), classes(decoders, Decoder)
+LIKELIHOODS, PRIORS, OBJECTIVES = (
+    classes(likelihoods, Likelihood),
+    classes(priors, Prior),
+    classes(objectives, Objective),
+)
+NETWORKS = [(ENCODERS, "encoder"), (DECODERS, "decoder"), (LIKELIHOODS, "likelihood"), (PRIORS, "prior")]
+GROUP = {cls: group for found, group in [*NETWORKS, (OBJECTIVES, "objective")] for cls in found}
+
+IMAGES, VECTOR, D = [(1, 8, 8), (3, 5, 7), (1, 28, 20)], (6,), 3
+
+
+def arguments(cls, shape=(1, 8, 8), d=D):
+    """What the class's own YAML file gives its constructor, for data of this shape."""
+    for option in hints.groups("train")[GROUP[cls]]:
+        node = hints.read(f"{GROUP[cls]}/{option}")
+        if node["_target_"] == f"{cls.__module__}.{cls.__name__}":
+            known = {"${data.shape}": list(shape), "${d}": d}
+            return {k: known.get(str(v), v) for k, v in node.items() if not k.startswith("_")}
+    raise AssertionError(f"{cls.__name__} has no YAML file in conf/{GROUP[cls]}")
+
+
+def build(cls, shape=(1, 8, 8), d=D):
+    return cls(**arguments(cls, shape, d))
+
+
+def name(value):
+    return f"{value.__module__.rpartition('.')[2]}.{value.__name__}" if inspect.isclass(value) else str(value)
+
+
+def each_shape(*groups):
+    """Every choice of one class from each group, with every shape that they take."""
+    return [
+        pytest.param(*chosen, shape, id="-".join([*map(name, chosen), "x".join(map(str, shape))]))
+        for chosen in product(*groups)
+        for shape in (IMAGES if any(c.__name__ == "Conv" for c in chosen) else [*IMAGES, VECTOR])
+    ]
+
+
+def make_vae(encoder, decoder, likelihood, shape, seed=0):
+    torch.manual_seed(seed)
+    parts = (build(cls, shape) for cls in (encoder, decoder, likelihood, PRIORS[0]))
+    return VAE(*parts).double()
+
+
+def make_batch(shape, n=4):
+    """Data that lie in every likelihood's support."""
+    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    return Batch(x, torch.arange(n))
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Scored(nn.Module):
+    """A model with its objective, as a function of the noise."""
+
+    def __init__(self, vae, batch, V):
+        super().__init__()
+        self.vae, self.objective, self.batch = vae, Elbo(V), batch
+
+    def forward(self, eps):
+        return self.objective(self.vae, self.batch, eps)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(("encoder", "shape"), each_shape(ENCODERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_encoder_gives_one_distribution_a_datum(encoder, shape, dtype):
+    batch = make_batch(shape)
+    q = build(encoder, shape).to(dtype)(batch._replace(x=batch.x.to(dtype)))
+    assert q.batch_shape == (4,) and q.event_shape == (D,)
+    assert q.mean.dtype == q.variance.dtype == dtype and (q.variance > 0).all()
+
+
+@pytest.mark.parametrize(("decoder", "shape"), each_shape(DECODERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decoder_keeps_the_leading_dimensions(decoder, shape, dtype):
+    f, z = build(decoder, shape).to(dtype), noise(2, 4, D).to(dtype)
+    for lead in [(), (1,), (0,), (4,), (2, 4), (2, 0), (2, 2, 2)]:
+        part = z.reshape(-1, D)[: math.prod(lead)].reshape(*lead, D)
+        eta = f(part)
+        assert eta.shape == (*lead, *shape) and eta.dtype == dtype
+    torch.testing.assert_close(f(z)[1, 3], f(z[1, 3]))  # each z is mapped by itself
+
+
+@pytest.mark.parametrize(("likelihood", "shape"), each_shape(LIKELIHOODS))
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
+def test_likelihood_sums_over_a_datum(likelihood, shape, lead):
+    p = build(likelihood, shape).double()(noise(*lead, *shape))
+    assert p.batch_shape == lead and p.event_shape == shape
+    assert p.log_prob(make_batch(shape).x[: 4 if lead else 1]).shape == (lead or (1,))
+    assert p.mean.shape == (*lead, *shape)
+    assert build(likelihood, shape).support.check(p.mean).all()
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prior_is_over_d(prior, dtype):
+    p = build(prior).to(dtype)()
+    assert p.batch_shape == () and p.event_shape == (D,) and p.mean.dtype == dtype
+    assert p.log_prob(noise(2, 4, D).to(dtype)).shape == (2, 4)
+
+
+# The whole
+
+
+@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), each_shape(ENCODERS, DECODERS, LIKELIHOODS))
+def test_model(encoder, decoder, likelihood, shape):
+    """Terms of any number of data; finite gradients of every parameter; the same after saving and loading."""
+    vae, V = make_vae(encoder, decoder, likelihood, shape), 2
+    for n in (0, 1, 4):
+        terms = Scored(vae, make_batch(shape, n), V)(noise(V, n, D))
+        assert all(term.shape == (n,) and term.isfinite().all() for term in terms)
+
+    terms.loss.sum().backward()
+    for parameter, value in vae.named_parameters():
+        assert value.grad is not None and value.grad.isfinite().all(), parameter
+        assert value.grad.any(), parameter
+
+    file = io.BytesIO()
+    torch.save(vae.state_dict(), file)
+    file.seek(0)
+    loaded = make_vae(encoder, decoder, likelihood, shape, seed=1)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    again = Scored(loaded, make_batch(shape), V)(noise(V, 4, D))
+    assert all(torch.equal(a, b) for a, b in zip(again, terms, strict=True))
+
+
+@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), each_shape(ENCODERS, DECODERS, LIKELIHOODS))
+def test_models_stack(encoder, decoder, likelihood, shape):
+    """Under `vmap` over their parameters and noise, models do what each does alone: values and gradients."""
+    V, batch = 2, make_batch(shape)
+    models = [Scored(make_vae(encoder, decoder, likelihood, shape, seed), batch, V) for seed in range(2)]
+    eps = noise(len(models), V, 4, D)
+    parameters, buffers = stack_module_state(models)
+
+    def terms(parameters, buffers, eps):
+        return functional_call(models[0], (parameters, buffers), (eps,))
+
+    together = vmap(terms)(parameters, buffers, eps)
+    together.loss.sum().backward()
+    for i, model in enumerate(models):
+        alone = model(eps[i])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[i], b)
+        alone.loss.sum().backward()
+        for key, value in model.named_parameters():
+            torch.testing.assert_close(parameters[key].grad[i], value.grad)
+
+
+def test_parts_must_fit():
+    encoder, decoder = build(ENCODERS[0]), build(DECODERS[0])
+    likelihood, prior = build(LIKELIHOODS[0]), build(PRIORS[0])
+    with pytest.raises(ValueError, match=r"^d must be the same .*got 3, 3, 2"):
+        VAE(encoder, decoder, likelihood, build(PRIORS[0], d=2))
+    with pytest.raises(ValueError, match=r"^shape must be the same .*got \[1, 8, 8\], \[64\], \[1, 8, 8\]"):
+        VAE(encoder, decoders.Linear([64], D), likelihood, prior)
+    vae = VAE(encoder, decoder, likelihood, prior)
+    assert vae.d == D and vae.shape == (1, 8, 8)
+    assert vae.sample(torch.zeros(5, D)).shape == (5, 1, 8, 8)
+
+
+# Arguments
+
+WRONG = {
+    "d": [0, -1, 1.5, "abc", True, None],
+    "V": [0, -3, 2.0, "abc", True, None],
+    "s2": [0, -1, math.nan, math.inf, "abc", None],
+    "shape": ["abc", [0], [1, 2.5, 3], None],
+    "hidden": ["x", [0], [5, "x"], 500, None],
+    "channels": ["x", [0], [5, "x"], 32, None],
+    "activation": ["tahn", "", None],
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "argument", "value"),
+    [
+        pytest.param(cls, argument, value, id=f"{name(cls)}-{argument}={value}")
+        for cls in GROUP
+        for argument in arguments(cls)
+        for value in WRONG[argument]
+    ],
+)
+def test_wrong_arguments(unchecked, cls, argument, value):
+    with pytest.raises(ValueError) as refused:
+        cls(**arguments(cls) | {argument: value})
+    message = str(refused.value)
+    assert message.startswith(f"{argument} must be ") and repr(value) in message and "\n" not in message
+
+
+def test_wrong_activation_is_told_the_right_one():
+    with pytest.raises(ValueError, match=r"^activation must be one of tanh, .*got 'tahn'; did you mean 'tanh'\?"):
+        encoders.MLP([6], D, [5], "tahn")
+
+
+@pytest.mark.parametrize("cls", [encoders.Conv, decoders.Conv], ids=name)
+@pytest.mark.parametrize("shape", [[64], [8, 8], [1, 1, 8, 8]], ids=str)
+def test_conv_takes_images(cls, shape):
+    with pytest.raises(ValueError, match=r"^shape must be \[C, H, W\] for (en|de)coder Conv") as refused:
+        build(cls, shape)
+    assert str(shape) in str(refused.value)
+
+
+# Classes
+
+
+ABSTRACT = [
+    (Encoder, encoders),
+    (Decoder, decoders),
+    (Likelihood, likelihoods),
+    (Prior, priors),
+    (Objective, objectives),
+    (sources.Source, sources),
+    (preprocessing.Preprocessing, preprocessing),
+    (sampling.Sampling, sampling),
+]
+
+
+@pytest.mark.parametrize(("kind", "module"), ABSTRACT, ids=name)
+def test_classes_are_abstract_or_final(kind, module):
+    """A concrete class is final, has one abstract parent, and overrides nothing that its parent implements."""
+    assert inspect.isabstract(kind)
+    found = classes(module, kind)
+    assert found
+    implemented = {k for k, v in vars(kind).items() if callable(v) and k not in kind.__abstractmethods__}
+    for cls in found:
+        assert getattr(cls, "__final__", False), f"{cls.__name__} is not final"
+        assert cls.__bases__ == (kind,)
+        assert not {k for k in vars(cls) if not k.startswith("__")} & implemented
+
+
+@pytest.mark.parametrize(
+    "module", [interfaces, encoders, decoders, likelihoods, priors, objectives, schedules], ids=name
+)
+def test_every_class_is_abstract_final_or_a_tuple(module):
+    for cls in vars(module).values():
+        if inspect.isclass(cls) and cls.__module__ == module.__name__:
+            assert inspect.isabstract(cls) or getattr(cls, "__final__", False) or issubclass(cls, tuple)
