@@ -12,6 +12,11 @@ from omegaconf import OmegaConf
 
 from vae_lab import hints
 from vae_lab.cli import COMMANDS, register_resolvers
+from vae_lab.data.preprocessing import Preprocessing
+from vae_lab.data.sampling import Sampling
+from vae_lab.data.sources import Source
+from vae_lab.interfaces import Decoder, Encoder, Likelihood, Prior
+from vae_lab.objectives import Objective
 
 GROUPS = hints.groups("train")
 OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
@@ -45,29 +50,28 @@ def built(cfg, key):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_builds(composed, group, option):
-    choice = f"[{option}]" if group == "callbacks" else option
-    cfg = composed(f"{group}={choice}", *(["logger=none"] if group != "logger" else []))
-    key = f"{group}.{option}" if group == "callbacks" else group
+    chosen = f"{group}=[{option}]" if group == "callbacks" else f"{group}={option}"
+    cfg = composed(chosen, *([] if group == "logger" else ["logger=none"]))
     if group == "experiment":
         for part in ("data", "preprocessing", "sampling", "encoder", "decoder", "likelihood", "prior", "objective"):
             built(cfg, part)
-    elif hints.read(f"{group}/{option}"):
-        part, target = built(cfg, key), get_object(hints.read(f"{group}/{option}")["_target_"])
-        assert (
-            isinstance(getattr(part, "func", part), target) or part.func is target
-        )  # an optimiser waits for its model
+        return
+    node, part = hints.read(f"{group}/{option}"), built(cfg, f"{group}.{option}" if group == "callbacks" else group)
+    if node.get("_partial_"):
+        assert part.func is get_object(node["_target_"])
     else:
-        assert OmegaConf.select(cfg, key) in (None, {})
+        assert isinstance(part, get_object(node["_target_"])) if node else not part
 
 
-def nodes():
+def files():
+    """Every file that describes an object."""
     for group, option in OPTIONS:
         node = hints.read(f"{group}/{option}")
         if "_target_" in node:
             yield pytest.param(node, id=f"{group}/{option}")
 
 
-@pytest.mark.parametrize("node", list(nodes()))
+@pytest.mark.parametrize("node", list(files()))
 def test_keys_are_the_constructors(node):
     parameters = dict(inspect.signature(get_object(node["_target_"])).parameters)
     keys = {k for k in node if not k.startswith("_")}
@@ -79,28 +83,27 @@ def test_keys_are_the_constructors(node):
         assert required <= keys
 
 
-def test_every_class_has_its_file():
-    """A class that has no file cannot be chosen."""
+def test_every_class_has_one_file():
+    """A class without one could not be chosen."""
     targets = [hints.read(f"{group}/{option}").get("_target_") for group, option in OPTIONS if group != "experiment"]
     assert len(targets) == len(set(targets))
+    for kind in (Encoder, Decoder, Likelihood, Prior, Objective, Source, Preprocessing, Sampling):
+        classes = {f"{c.__module__}.{c.__name__}" for c in kind.__subclasses__()}
+        assert {name for name in classes if name.startswith("vae_lab.")} <= set(targets)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_differences(composed, name):
     node = hints.read(f"experiment/{name}")
+    changed = []
     for entry in node.pop("defaults"):
         [(key, option)] = entry.items()
-        group = key.removeprefix("override /")
-        assert key.startswith("override /") and option in GROUPS[group]
+        assert key.startswith("override /")
+        changed.append(f"{key.removeprefix('override /')}={option}")
     # every value differs from what would hold without it
-    alone = composed(*(f"{g}={o}" for g, o in changed_groups(name).items()), "logger=none")
+    alone = composed(*changed, "logger=none")
     for key, value in leaves(node):
         assert OmegaConf.select(alone, key) != value, f"{key}={value} is the default"
-
-
-def changed_groups(name):
-    entries = hints.read(f"experiment/{name}")["defaults"]
-    return {key.removeprefix("override /"): option for entry in entries for key, option in entry.items()}
 
 
 def leaves(node, prefix=""):
@@ -108,7 +111,7 @@ def leaves(node, prefix=""):
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
-            assert isinstance(value, str | int | float | bool | None)
+            assert isinstance(value, str | int | float | bool | list | None)
             yield f"{prefix}{key}", value
 
 
@@ -125,20 +128,10 @@ def test_hints_know_every_group():
         assert group in keys or group == "experiment"
 
 
-def test_hints_know_every_key(composed):
-    """What may be set, as Hydra has it, is what the hints have."""
-    for group, option in OPTIONS:
-        if group in ("experiment", "callbacks"):
-            continue
-        cfg = composed(f"{group}={option}", *(["logger=none"] if group != "logger" else []))
-        for key in OmegaConf.select(cfg, group) or {}:
-            assert key.startswith("_") or f"{group}.{key}" in hints.keys("train")
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     usage = hints.usage(command, COMMANDS[command])
-    assert usage.startswith(f"vae-lab {command}: ") and max(map(len, usage.splitlines())) > 20
+    assert usage.startswith(f"vae-lab {command}: ")
     for key in (k for k in hints.read(command) if k not in ("defaults", "hydra", "paths")):
         assert f"\n  {key}=" in usage
 
@@ -192,10 +185,7 @@ def test_typos_are_refused(argument, meant):
     with pytest.raises(ValueError) as refused:
         hints.check("train", ["d=2", argument])
     message = str(refused.value)
-    word = argument.partition("=")[0]
-    assert "\n" not in message and word in message
-    assert ("did you mean" in message) == (meant is not None)
+    key = argument.partition("=")[0]
+    assert message.startswith(key) and "\n" not in message
     assert meant is None or f"did you mean {meant!r}?" in message
-    key, _, option = argument.partition("=")
-    allowed = GROUPS[key] if key in GROUPS else ["s2"] if key == "likelihood.s3" else []
-    assert all(name in message for name in allowed)
+    assert all(option in message for option in GROUPS.get(key, []))

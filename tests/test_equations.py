@@ -13,7 +13,6 @@ from vae_lab.distributions import (
     IsotropicNormal,
     StandardNormal,
     kl_per_dimension,
-    product_bernoulli,
     reparameterise,
 )
 from vae_lab.interfaces import Batch, Decoder, Encoder
@@ -102,15 +101,15 @@ def test_bernoulli_by_hand():
     logits, x = torch.tensor([[0.3, -2.0, 1.5]]), torch.tensor([[1.0, 0.0, 0.25]])
     p = [1 / (1 + math.exp(-v)) for v in (0.3, -2.0, 1.5)]
     by_hand = math.log(p[0]) + math.log(1 - p[1]) + 0.25 * math.log(p[2]) + 0.75 * math.log(1 - p[2])
-    assert product_bernoulli(logits, 1).log_prob(x).item() == pytest.approx(by_hand, rel=1e-6)
+    assert likelihoods.Bernoulli([3])(logits).log_prob(x).item() == pytest.approx(by_hand, rel=1e-6)
     far = torch.tensor([60.0, -60.0], dtype=torch.float64)  # where sigmoid(60) rounds to 1
     x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(product_bernoulli(far, 1).log_prob(x), 2 * logsigmoid(-far[0]))
+    torch.testing.assert_close(likelihoods.Bernoulli([2])(far).log_prob(x), 2 * logsigmoid(-far[0]))
 
 
 def test_bernoulli_sums_to_one():
     values = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
-    assert product_bernoulli(randn(3), 1).log_prob(values).exp().sum().item() == pytest.approx(1, rel=1e-12)
+    assert likelihoods.Bernoulli([3])(randn(3)).log_prob(values).exp().sum().item() == pytest.approx(1, rel=1e-12)
 
 
 # (19), (20): samples and the objective

@@ -8,11 +8,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,42 +53,60 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     as_typed = sys.argv
     sys.argv = [sys.argv[0], *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds wrong, instead of printing it
     register_resolvers()
     try:
-        hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(
-            _task(command, as_typed, traceback_wanted)
-        )()
+        with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises what it finds wrong, instead of printing it
+            task = _task(command, as_typed, wants_traceback)
+            hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(task)()
     except _Told:
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
+        if wants_traceback:
             raise
         sys.exit(f"error: {explain(error, command, arguments)}")
+    finally:
+        sys.argv = as_typed
 
 
 class _Told(Exception):
-    """A job failed and its user has been told why."""
+    """A job of a sweep failed and its user has been told why."""
 
 
-def _task(command: str, argv: list[str], traceback_wanted: bool) -> Callable[[DictConfig], float | None]:
+def _task(command: str, argv: list[str], wants_traceback: bool) -> Callable[[DictConfig], float | None]:
     def task(cfg: DictConfig) -> float | None:
-        sys.argv = argv  # Lightning starts further processes of a run by repeating the command
         run = importlib.import_module(f"vae_lab.commands.{command}").run
+        sys.argv = argv  # Lightning starts further processes of a run by repeating the command, as it was typed
         try:
-            return run(cfg)
+            with _environment("HYDRA_FULL_ERROR", "1" if wants_traceback else "0"):
+                return run(cfg)
         # ValueError: a mistake in the configuration; FloatingPointError: training that broke
         except (ValueError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
-            if traceback_wanted:
+            if wants_traceback:
                 raise
             sys.stdout.flush()
             print(f"error: {explain(error, command, [])}", file=sys.stderr, flush=True)
-            raise _Told from error
+            if HydraConfig.get().mode is RunMode.RUN:
+                sys.exit(1)
+            raise _Told from error  # the sweep's other jobs go on
 
     return task
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """The environment variable `name` is `value` for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
@@ -96,15 +117,13 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         return hints.unknown_option(group, option, error.options)
     if isinstance(error, ConfigCompositionException) and (found := re.search(r"Could not override '(.+?)'", text)):
         given = next((a for a in arguments if a.lstrip("+~").split("=")[0] == found[1]), found[1])
-        chosen = {a.split("=")[0]: a for a in arguments if a.split("=")[0] in hints.groups(command)}
-        because = chosen.get(found[1].split(".")[0])
-        known = hints.keys(command)
-        if found[1] in known and because:
-            return f"{given}: {because} has no key {found[1].rpartition('.')[2]!r}"
-        return hints.unknown_key(given, found[1], known)
+        return hints.absent_key(command, given, found[1])
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text.splitlines()[0]}"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip()) or type(error).__name__
+    if found := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{found[1]} must be given"
+    text = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: .*|\s+object_type=.*", "", text)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def register_resolvers() -> None:
@@ -130,9 +149,12 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 
 def _array_shape(root: str, key: str | None = None) -> list[int]:
-    from vae_lab.data.sources import array_shape
+    from vae_lab.data.arrays import array_shape
 
-    return array_shape(root, key)
+    try:
+        return array_shape(root, key)
+    except ValueError as error:
+        raise ValueError(f"data.{error}" if str(error).startswith("root ") else f"data: {error}") from error
 
 
 def _wandb_offline() -> bool:
@@ -146,6 +168,8 @@ def _wandb_offline() -> bool:
 
 
 def _wandb_mode(offline: bool) -> str:
+    if not isinstance(offline, bool):
+        raise ValueError(f"logger.offline must be true or false, got {offline!r}")
     import wandb
 
     wandb.setup(_silent())

@@ -8,7 +8,8 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, register_kl
+from torch.distributions import Distribution, register_kl
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 class DiagonalNormal(Distribution):
@@ -89,9 +90,31 @@ class IsotropicNormal(Distribution):
         return -0.5 * (sse / self.s2 + D * torch.log(2 * math.pi * self.s2))
 
 
-def product_bernoulli(logits: Tensor, event_dims: int) -> Independent:
-    """Independent Bernoullis over the last `event_dims` dimensions; p(1) = sigmoid(logits)."""
-    return Independent(Bernoulli(logits=logits, validate_args=False), event_dims, validate_args=False)
+class ProductBernoulli(Distribution):
+    """Independent Bernoullis over the last `event_dims` dimensions, p(1) = sigmoid(logits).
+
+    Args:
+        logits: [..., *shape]
+    """
+
+    def __init__(self, logits: Tensor, event_dims: int) -> None:
+        self.logits = logits
+        lead = logits.ndim - event_dims
+        super().__init__(logits.shape[:lead], logits.shape[lead:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 - self.mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """sum value log p(1) + (1 - value) log p(0), in nats: [...]. Linear in value, which may be grey."""
+        logits, value = torch.broadcast_tensors(self.logits, value)
+        bce = binary_cross_entropy_with_logits(logits, value, reduction="none")
+        return -bce.flatten(-len(self.event_shape)).sum(-1)
 
 
 def reparameterise(q: Distribution, eps: Float[Tensor, "V *B d"]) -> Float[Tensor, "V *B d"]:

@@ -77,9 +77,21 @@ def unknown_key(argument: str, key: str, known: Iterable[str]) -> str:
     parent = key.rpartition(".")[0]
     inside = {k[len(parent) + 1 :].split(".")[0] for k in known if k.startswith(f"{parent}.")} if parent else set()
     allowed = inside or {k.split(".")[0] for k in known}
-    near = closest(key, known) or closest(key.split(".")[0], {k.split(".")[0] for k in known})
+    # the closest key; a key's first word may be what is wrong, and its last word all that is right
+    last = key.rpartition(".")[2]
+    near = f"; did you mean {last!r}?" if last in known else closest(key, known)
+    near = near or closest(key.split(".")[0], {k.split(".")[0] for k in known})
     where = f"keys of {parent}" if inside else "keys"
     return f"{argument}: no key {key!r}{near}; {where}: {', '.join(sorted(allowed))}"
+
+
+def absent_key(command: str, argument: str, key: str) -> str:
+    """The message for a key that the composed configuration has not: only another option has it, or none."""
+    if key not in (known := keys(command)):
+        return unknown_key(argument, key, known)
+    group, _, name = key.partition(".")
+    having = [option for option in groups(command)[group] if name in dict(_dotted(read(f"{group}/{option}"), ""))]
+    return f"{argument}: no key {name!r} in the chosen {group}; it belongs to {group}={'|'.join(having)}"
 
 
 def usage(command: str, what: str) -> str:

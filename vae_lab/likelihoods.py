@@ -6,10 +6,10 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import constraints
 
 from vae_lab.checks import number, wholes
-from vae_lab.distributions import IsotropicNormal, product_bernoulli
+from vae_lab.distributions import IsotropicNormal, ProductBernoulli
 from vae_lab.interfaces import Likelihood
 
 
@@ -48,5 +48,5 @@ class Bernoulli(Likelihood):
         super().__init__()
         self.shape = tuple(wholes("shape", shape))
 
-    def forward(self, eta: Float[Tensor, "*lead_shape"]) -> Independent:
-        return product_bernoulli(eta, len(self.shape))
+    def forward(self, eta: Float[Tensor, "*lead_shape"]) -> ProductBernoulli:
+        return ProductBernoulli(eta, len(self.shape))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vae_lab.checks import number
 from vae_lab.distributions import kl_per_dimension
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments
@@ -62,7 +61,7 @@ class LitVAE(pl.LightningModule):
         self.automatic_optimization = False  # a training step is a block of optimiser steps
         self.vae, self.objective = vae, objective
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.clip = seed, None if clip is None else number("gradient_clip_val", clip, above=0.0)
+        self.seed, self.clip = seed, clip
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import hydra
+import hydra.errors
 import torch
 import yaml
 
@@ -40,8 +40,11 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n" * (not text.endswith("\n")))
-    temporary.replace(path)
+    try:
+        temporary.write_text(text + "\n" * (not text.endswith("\n")))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def environment(overrides: Sequence[str]) -> dict[str, Any]:
@@ -117,9 +120,14 @@ def load(folder: str | Path, packages: Sequence[str] = (), checkpoint: str = "be
         raise ValueError(f"checkpoint {checkpoint!r} is not in {path.parent}; there: {there}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        vae.load_state_dict({k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")})
+        state = {k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")}
     except Exception as error:  # torch raises a dozen kinds for a torn, hostile or foreign file
         raise ValueError(f"{path} cannot be loaded: {_reason(error)}") from error
+    try:
+        vae.load_state_dict(state)
+    except RuntimeError as error:
+        why = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} does not fit the model of {CONFIG}: {why}") from error
     return vae.eval()
 
 
@@ -152,7 +160,13 @@ def build(config: Config, key: str, kind: type[Part], packages: Sequence[str]) -
     cls = _locate(node["_target_"], key, packages)
     if not issubclass(cls, kind):
         raise ValueError(f"{key}._target_ must be a {kind.__name__}, got {node['_target_']!r}")
-    return hydra.utils.instantiate(node, _convert_="all")
+    try:
+        part = hydra.utils.instantiate(node, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        raise ValueError(f"{key} of {CONFIG} cannot be built: {_reason(error.__cause__ or error)}") from error
+    if not isinstance(part, kind):  # where `_partial_` stands beside the `_target_`, say
+        raise ValueError(f"{key} of {CONFIG} must be a {kind.__name__}, got {type(part).__name__}")
+    return part
 
 
 def _check(node: object, key: str, packages: Sequence[str]) -> None:
@@ -195,5 +209,5 @@ def finite(values: Mapping[str, Any]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,8 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from vae_lab import runs
-from vae_lab.commands.common import build, paths_list, plus_minus, quieten, results_table, shown
+from vae_lab.checks import number, whole
+from vae_lab.commands.common import blame, build, paths_list, plus_minus, quieten, results_table, shown
 from vae_lab.data.module import InMemory
 from vae_lab.lit import LitVAE
 from vae_lab.vae import VAE
@@ -35,8 +36,9 @@ def run(cfg: DictConfig) -> float | None:
             folder.rmdir()  # Hydra made it; only an empty one goes
         raise
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    runs.write(folder / runs.CONFIG, config)
-    runs.write(folder / runs.ENVIRONMENT, runs.environment(HydraConfig.get().overrides.task))
+    if trainer.is_global_zero:
+        runs.write(folder / runs.CONFIG, config)
+        runs.write(folder / runs.ENVIRONMENT, runs.environment(HydraConfig.get().overrides.task))
     code = 1
     try:
         describe(trainer, config)
@@ -51,8 +53,8 @@ def run(cfg: DictConfig) -> float | None:
         raise FloatingPointError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.gradient_clip_val=1") from None
     finally:
         close(trainer.loggers, code)
-    runs.write(folder / runs.METRICS, metrics)
     if trainer.is_global_zero:
+        runs.write(folder / runs.METRICS, metrics)
         tell(folder, metrics, trainer.loggers)
     monitor = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
     return None if monitor is None else float(monitor)
@@ -64,7 +66,8 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     if extra:
         raise ValueError(f"{', '.join(sorted(map(str, extra)))}: no such key; keys: d, seed, {', '.join(GROUPS)}")
     quieten()
-    pl.seed_everything(check_seed(cfg.seed), verbose=False)
+    check_values(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
     vae = VAE(*(build(cfg, part) for part in ("encoder", "decoder", "likelihood", "prior")))
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
     try:
@@ -74,7 +77,10 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, cfg.trainer.gradient_clip_val)
     data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
     trainer = build_trainer(cfg)
-    data.setup("fit")
+    try:
+        data.setup("fit")
+    except ValueError as error:
+        raise ValueError(blame(cfg, "data", str(error))) from error
     check_support(cfg, vae, data)
     return data, lit, trainer
 
@@ -96,11 +102,20 @@ GROUPS = (
 )
 
 
-def check_seed(seed: object) -> int:
-    """Raises ValueError unless `seed` is what torch takes."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number in [0, 2^32), got {seed!r}")
-    return seed
+def check_values(cfg: DictConfig) -> None:
+    """Raises ValueError for what no constructor of ours would refuse by name."""
+    if missing := OmegaConf.missing_keys(cfg):
+        raise ValueError(f"{sorted(missing)[0]} must be given")
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number in [0, 2^32), got {cfg.seed!r}")
+    for key in ("max_epochs", "max_steps"):
+        if cfg.trainer[key] not in (None, -1):
+            whole(f"trainer.{key}", cfg.trainer[key])
+    whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)
+    if cfg.trainer.gradient_clip_val is not None:
+        number("trainer.gradient_clip_val", cfg.trainer.gradient_clip_val, above=0.0)
+    if "lr" in cfg.optimizer:
+        number("optimizer.lr", cfg.optimizer.lr, above=0.0)
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -150,15 +165,8 @@ def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
                 logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
 
 
-BEST = {
-    "train/elbo": "max",
-    "train/rec": "max",
-    "val/elbo": "max",
-    "val/rec": "max",
-    "train/kl": "last",
-    "val/kl": "last",
-}
-"""What W&B's summary keeps of a curve; of the test it keeps the one value there is."""
+BEST = {f"{split}/{term}": "max" for split in ("train", "val") for term in ("elbo", "rec")}
+"""What W&B's summary keeps of a curve that has a best value; of all else it keeps the last."""
 
 
 def close(loggers: list[Logger], code: int) -> None:

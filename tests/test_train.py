@@ -1,0 +1,436 @@
+"""The commands, as a user types them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import vae_lab
+from vae_lab.cli import folder_name, main
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["trainer.max_epochs=2", "callbacks=[checkpoint]"]
+ACCOUNT = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder, no W&B account, and the process's environment as it was afterwards."""
+    monkeypatch.chdir(tmp_path)
+    without_account(monkeypatch)
+
+
+def without_account(monkeypatch):
+    for name in ACCOUNT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+
+
+def runs_in(folder):
+    return sorted(path.parent for path in Path(folder).glob("*/config.yaml"))
+
+
+def train(*arguments):
+    """Trains in this process; the new runs' folders."""
+    before = runs_in("outputs")
+    main(["train", *arguments])
+    return [run for run in runs_in("outputs") if run not in before]
+
+
+def weights(run, checkpoint="last"):
+    return torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)["state_dict"]
+
+
+def command(*arguments, **env):
+    """A command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=os.environ | env, check=False
+    )
+
+
+def refused(capsys, *arguments):
+    """The one line that a wrong command is answered with."""
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments])
+    said = capsys.readouterr().err + (f"{exit.value.code}\n" if isinstance(exit.value.code, str) else "")
+    assert exit.value.code not in (0, None)
+    assert said.count("\n") == 1 and said.startswith("error: ") and "Traceback" not in said
+    return said.strip()
+
+
+# --- one run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with everything on: W&B without an account, pictures, checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        without_account(patch)
+        [found] = train("trainer.max_epochs=5", "trainer.log_every_n_steps=10", "objective.V=3")
+    return folder / found
+
+
+def inspect(run):
+    """An offline W&B run as W&B's own reader sees it: its summary, and its records."""
+    [file] = (run / "wandb").glob("offline-run-*/*.wandb")
+    leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", str(file)]
+    records = subprocess.run([*leet, "--json"], capture_output=True, text=True, timeout=120, check=True).stdout
+    summary = subprocess.run([*leet, "--summary", "--json"], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(summary.stdout), [json.loads(line) for line in records.splitlines()]
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
+    assert {p.name for p in run.iterdir()} == {
+        *("config.yaml", "environment.json", "metrics.json", "checkpoints", "pictures", "wandb")
+    }
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = ("reconstructions", "samples", "traversals", "manifold", "latent_scatter")
+    assert {p.name for p in (run / "pictures").iterdir()} == {f"{n}{e}.png" for n in names for e in ("", "-epoch0005")}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["encoder"]["d"] == 2 and config["encoder"]["shape"] == [1, 8, 8]
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__ and "objective.V=3" in environment["overrides"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test/elbo"] == pytest.approx(metrics["test/rec"] - metrics["test/kl"], abs=1e-4)
+    assert {"train/elbo", "val/elbo", "val/kl_dim/0", "train/grad_norm", "train/images_per_second"} <= set(metrics)
+
+
+def test_wandb_without_an_account_holds_history_config_and_summary(run):
+    summary, records = inspect(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    text = json.dumps(summary)
+    assert '"exit_code": 0' in text or "exit code 0" in text
+    history = [r["history"] for r in records if r["type"] == "history"]
+    elbos = [v for row in history for k, v in flatten(row).items() if k.endswith("val/elbo")]
+    assert len(elbos) == 5 and float(elbos[-1]) == pytest.approx(metrics["val/elbo"], rel=1e-6)
+    steps = [float(v) for row in history for k, v in flatten(row).items() if k.endswith("trainer/global_step")]
+    assert steps == sorted(steps) and max(steps) == 65  # five epochs of thirteen optimiser steps
+    seen = flatten(summary)
+    assert any(k.endswith("objective.V") and v == 3 for k, v in seen.items())
+    assert any(k.endswith("likelihood.s2") and v == 0.02 for k, v in seen.items())
+    assert any(k.endswith("test/elbo") and v == pytest.approx(metrics["test/elbo"]) for k, v in seen.items())
+    assert any(k.endswith("val/elbo.max") for k in seen)
+    assert "pictures/manifold" in text
+
+
+def flatten(node, prefix=""):
+    items = {}
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        items |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict | list) else {f"{prefix}{key}": value}
+    if isinstance(node, dict) and "key" in node:  # W&B's protocol: {"key": ..., "value_json": ...}
+        items[str(node["key"])] = json.loads(node["value_json"]) if "value_json" in node else node.get("value")
+    return items
+
+
+def test_evaluate_repeats_the_runs_own_test(run, capsys):
+    metrics = json.loads((run / "metrics.json").read_text())
+    main(["evaluate", f"run={run}"])
+    assert f"{metrics['test/elbo']:.3f} ± {metrics['test/elbo_se']:.3f}" in capsys.readouterr().out
+    main(["evaluate", f"run={run}", "split=train", "V=7", "checkpoint=last"])
+    kept = json.loads((run / "evaluation.json").read_text())
+    assert set(kept) == {"split=test V=3 checkpoint=best", "split=train V=7 checkpoint=last"}
+    assert kept["split=test V=3 checkpoint=best"]["elbo"] == metrics["test/elbo"]
+    main(["evaluate", f"run={run}", "split=val", "checkpoint=last"])
+    assert json.loads((run / "evaluation.json").read_text())["split=val V=3 checkpoint=last"]["elbo"] == pytest.approx(
+        metrics["val/elbo"], rel=1e-6
+    )
+
+
+def test_load(run):
+    vae = vae_lab.load(run)
+    assert not vae.training and vae.d == 2
+    best = weights(run, "best")
+    assert all(torch.equal(v, best[f"vae.{k}"]) for k, v in vae.state_dict().items())
+
+
+def test_evaluate_refuses(run, capsys):
+    assert "run must be" in refused(capsys, "evaluate")
+    assert "is not the folder of a run" in refused(capsys, "evaluate", "run=nowhere")
+    assert not Path("nowhere").exists()
+    assert "split must be one of train, val, test" in refused(capsys, "evaluate", f"run={run}", "split=tset")
+    assert "V must be" in refused(capsys, "evaluate", f"run={run}", "V=0")
+    assert "there: best, last" in refused(capsys, "evaluate", f"run={run}", "checkpoint=first")
+
+
+def test_the_same_command_gives_the_same_weights():
+    [a], [b] = (train(*QUICK, "logger=none", "d=3", f"paths.outputs=outputs/{name}") or runs_in(f"outputs/{name}")
+                for name in "ab")  # fmt: skip
+    assert all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+    [c] = train(*QUICK, "logger=none", "d=3", "seed=1")
+    assert any(not torch.equal(v, weights(c)[k]) for k, v in weights(a).items())
+
+
+def test_the_test_split_is_only_touched_by_test(monkeypatch):
+    from vae_lab.data.module import InMemory
+    from vae_lab.lit import LitVAE
+
+    asked, prepare = [], InMemory._prepare
+    monkeypatch.setattr(InMemory, "_prepare", lambda self, split: (asked.append(split), prepare(self, split))[1])
+    monkeypatch.setattr(LitVAE, "on_test_epoch_start", lambda self: asked.append("testing") or setattr(
+        self, "eval_noise", torch.Generator()))  # fmt: skip
+    train("trainer.max_epochs=1", "logger=none")
+    assert {"train", "val", "test"} <= set(asked)
+    assert asked.index("test") > max(i for i, split in enumerate(asked) if split in ("train", "val"))
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "none"])
+def test_other_loggers(logger):
+    [run] = train(*QUICK, f"logger={logger}")
+    if logger == "csv":
+        header, *rows = (run / "csv" / "metrics.csv").read_text().splitlines()
+        assert "val/elbo" in header.split(",") and len(rows) >= 4
+    elif logger == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run / "tensorboard")).Reload()
+        assert len(events.Scalars("val/elbo")) == 2
+    else:
+        assert {p.name for p in run.iterdir()} == {"config.yaml", "environment.json", "metrics.json", "checkpoints"}
+
+
+def test_runs_without_validation_data():
+    [run] = train(*QUICK, "logger=none", "data.validation=0")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert "val/elbo" not in metrics and "test/elbo" in metrics
+    assert all(torch.equal(v, weights(run, "best")[k]) for k, v in weights(run).items())
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives():
+    script = str(ROOT / "scripts" / "train.py")
+    shared = [*QUICK, "logger=csv", "trainer.accelerator=cpu", "objective.V=2", "sampling.batch_size=90"]
+    for devices in (1, 2):
+        strategy = "ddp" if devices == 2 else "auto"
+        done = command(
+            script, *shared, f"trainer.devices={devices}", f"trainer.strategy={strategy}", OMP_NUM_THREADS="1"
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = runs_in("outputs")
+    assert max((v - weights(two)[k]).abs().max() for k, v in weights(one).items()) < 1e-5
+    a, b = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    for name in ("train/elbo", "val/elbo", "val/kl_dim/0", "val/active_units", "test/elbo", "test/elbo_se"):
+        assert a[name] == pytest.approx(b[name], rel=1e-6), name
+
+
+# --- sweeps
+
+
+@pytest.mark.slow
+def test_a_sweep_is_so_many_runs_each_with_its_own_wandb():
+    script = str(ROOT / "scripts" / "train.py")
+    done = command(script, "-m", "d=2,8", "objective.V=1,5", "likelihood.s2=0.05,0.5", *QUICK)
+    assert done.returncode == 0, done.stderr
+    found = runs_in("outputs")
+    assert len(found) == 8
+    seen = set()
+    for run in found:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        cell = config["d"], config["objective"]["V"], config["likelihood"]["s2"]
+        assert json.loads((run / "metrics.json").read_text())["test/elbo"] is not None
+        summary = flatten(inspect(run)[0])
+        for key, value in zip(("d", "objective.V", "likelihood.s2"), cell, strict=True):
+            assert any(re.search(rf"(^|config\.){re.escape(key)}$", k) and v == value for k, v in summary.items()), key
+        seen.add(cell)
+    assert len(seen) == 8
+
+
+def test_a_failed_job_leaves_the_others_alone(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "-m", "likelihood.s2=0.1,-1,0.2", *QUICK])
+    assert exit.value.code == 1
+    assert "error: likelihood.s2 must be a finite number > 0, got -1" in capsys.readouterr().err
+    found = runs_in("outputs")
+    assert len(found) == 2 and all((run / "metrics.json").exists() for run in found)
+    assert [len(list((run / "wandb").glob("offline-run-*"))) for run in found] == [1, 1]
+
+
+# --- mistakes
+
+WRONG = {
+    "likelihood=nope": "likelihood=nope: no such option; likelihood must be one of bernoulli, gaussian",
+    "encoder=mpl": "did you mean 'mlp'?",
+    "modle.d=2": "modle.d=2: no key 'modle.d'",
+    "likelihood.s3=1": "no key 'likelihood.s3'; did you mean 'likelihood.s2'?",
+    "likelihood=bernoulli likelihood.s2=0.1": "likelihood.s2=0.1: no key 's2' in the chosen likelihood",
+    "d==": "d==: Error parsing override 'd=='",
+    "+foo=1": "foo: no such key",
+    "+likelihood.foo=1": "got an unexpected keyword argument 'foo'",
+    "d=abc": "d must be a whole number >= 1, got 'abc'",
+    "d=0": "d must be a whole number >= 1, got 0",
+    "likelihood.s2=-1": "likelihood.s2 must be a finite number > 0, got -1",
+    "objective.V=0": "objective.V must be a whole number >= 1, got 0",
+    "seed=-1": "seed must be a whole number in [0, 2^32), got -1",
+    "trainer.devices=99": "trainer.devices must be between 1 and",
+    "trainer.max_epochs=abc": "trainer.max_epochs must be a whole number >= 1, got 'abc'",
+    "trainer.precision=odd": "trainer: Precision 'odd' is invalid",
+    "optimizer.lr=-1": "optimizer.lr must be a finite number > 0, got -1",
+    "encoder.activation=tan": "encoder.activation must be one of tanh",
+    "data.shape=[64] encoder=conv": "data.shape must be [C, H, W] for encoder Conv, which takes images, got [64]",
+    "decoder.d=3": "d must be the same for encoder, decoder, prior, got 2, 3, 2",
+    "data=fashion_mnist data.root=/nowhere": "train-images-idx3-ubyte",
+    "data=arrays": "data.root must be given",
+    "data=arrays data.root=/nowhere.npy": "data.root must be a .npy or .npz file: there is no file /nowhere.npy",
+    "data.validation=5000": "data.validation must leave data to train on",
+    "logger.offline=maybe": "logger.offline must be true or false, got 'maybe'",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_mistake_is_one_line_and_leaves_nothing(words, capsys, unchecked):
+    assert WRONG[words] in refused(capsys, "train", *words.split())
+    assert not Path("outputs").exists() or not any(Path("outputs").iterdir())
+
+
+def test_values_are_checked_before_data_load(monkeypatch, capsys):
+    from vae_lab.data.sources import Digits
+
+    monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("data were loaded"))
+    for words in ("d=0", "likelihood.s2=-1", "objective.V=0", "trainer.devices=99", "optimizer.lr=-1"):
+        refused(capsys, "train", words)
+
+
+def test_bernoulli_refuses_data_outside_0_1(capsys):
+    import numpy as np
+
+    np.save("x.npy", np.linspace(-1, 2, 600, dtype=np.float32).reshape(60, 10))
+    said = refused(capsys, "train", "data=arrays", "data.root=x.npy", "likelihood=bernoulli")
+    assert "needs data in" in said and "reach from" in said and "likelihood=gaussian" in said
+    [run] = train("data=arrays", "data.root=x.npy", *QUICK, "logger=none")  # flat data and a gaussian are fine
+    assert vae_lab.load(run).shape == (10,)
+
+
+def test_what_hydra_alone_can_see_is_answered_without_torch():
+    code = (
+        "import sys; from vae_lab.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pytorch_lightning', 'wandb', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    for words in (["--help"], ["likelihood=nope"], ["modle.d=2"], ["likelihood=bernoulli", "likelihood.s2=1"]):
+        done = command("-c", code, "train", *words)
+        assert done.returncode == 0, done.stderr
+    assert "objective" in command("-c", code, "train", "--help").stdout
+
+
+def test_a_traceback_for_those_who_ask():
+    done = command(str(ROOT / "scripts" / "train.py"), "d=0", HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0 and "Traceback" in done.stderr and "d must be a whole number" in done.stderr
+
+
+# --- a component of one's own, from another folder
+
+PACKAGE = """
+import torch
+from torch.distributions import constraints
+from vae_lab.distributions import IsotropicNormal
+from vae_lab.interfaces import Likelihood
+
+class Breaking(Likelihood):
+    support = constraints.real
+
+    def __init__(self, shape, calls):
+        super().__init__()
+        self.shape, self.calls, self.seen = tuple(shape), calls, 0
+
+    def forward(self, eta):
+        self.seen += 1
+        s2 = torch.tensor(float("nan") if self.training and self.seen > self.calls else 0.1)
+        return IsotropicNormal(eta, s2, len(self.shape))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """`my_conf/likelihood/breaking.yaml`, whose class is in `mine.py`."""
+    (tmp_path / "mine.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "my_conf" / "likelihood"
+    folder.mkdir(parents=True)
+    (folder / "breaking.yaml").write_text("_target_: mine.Breaking\nshape: ${data.shape}\ncalls: 1000000\n")
+    yield folder.parent
+    sys.modules.pop("mine", None)
+
+
+def test_a_component_of_ones_own_needs_no_fork(own, capsys):
+    [run] = train("--config-dir", str(own), "likelihood=breaking", *QUICK, "logger=none")
+    with pytest.raises(ValueError, match="packages=\\["):
+        vae_lab.load(run)
+    assert type(vae_lab.load(run, packages=["mine"]).likelihood).__name__ == "Breaking"
+    main(["evaluate", f"run={run}", "packages=[mine]"])
+    said = refused(capsys, "train", "--config-dir", str(own), "likelihood=braking")
+    assert "breaking" in said and "did you mean" in said
+
+
+def test_training_that_breaks_keeps_the_last_good_checkpoint(own, capsys):
+    said = refused(capsys, "train", "--config-dir", str(own), "likelihood=breaking", "likelihood.calls=35", *QUICK[1:])
+    # 13 steps and 1 validation batch an epoch: call 36 is the 34th step, in the third epoch
+    assert re.search(r"error: rec not finite at step 34 \(epoch 2\); the last good checkpoint is .*last.ckpt", said)
+    [run] = runs_in("outputs")
+    assert all(v.isfinite().all() for v in weights(run).values())
+    assert weights(run) and torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert "exit code 1" in json.dumps(inspect(run)[0]) or '"exit_code": 1' in json.dumps(inspect(run)[0])
+
+
+# --- the installed command
+
+
+def test_completion():
+    def complete(line):
+        done = command(
+            "-c", "from vae_lab.cli import main; main()", "-sc", "query=bash", COMP_LINE=line, COMP_POINT="99"
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert complete("vae-lab ") == ["train", "evaluate"]
+    assert "likelihood=" in complete("vae-lab train lik")
+    assert {"likelihood=bernoulli", "likelihood=gaussian"} <= set(complete("vae-lab train likelihood="))
+    assert "split=" in " ".join(complete("vae-lab evaluate sp"))
+
+
+def test_usage(capsys):
+    main([])
+    assert "train a VAE" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit:
+        main(["trian"])
+    assert "did you mean 'train'?" in str(exit.value.code)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "defaults"),
+        (["d=8", "objective.V=5", "logger=none", "paths.outputs=/a/b"], "d-8_objective.V-5"),
+        (["encoder.hidden=[64,32]", "+x='a b'"], "encoder.hidden-64-32-_x-a_b"),
+    ],
+)
+def test_folder_names_can_be_typed_as_overrides(overrides, name):
+    assert folder_name(overrides) == name
+    assert len(folder_name([f"encoder.key{i}={i}" for i in range(100)])) <= 80
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_its_configuration(tmp_path):
+    build = command("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT))
+    assert build.returncode == 0, build.stderr
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    install = command("-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel))
+    assert install.returncode == 0, install.stderr
+    code = (
+        "import sys; from vae_lab import cli, hints; print(hints.CONF, flush=True); cli.main(['train', *sys.argv[1:]])"
+    )
+    done = command("-c", code, *QUICK, "logger=none", PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(site / "vae_lab" / "conf")
+    assert (site / "bin" / "vae-lab").exists() and len(runs_in("outputs")) == 1
