@@ -129,6 +129,26 @@ def test_steps_are_those_of_a_plain_loop():
         torch.testing.assert_close(lit.vae.state_dict()[k], v, rtol=1e-5, atol=1e-7)
 
 
+class Watcher(pl.Callback):
+    """Looks inside each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        assert all(p.grad is not None for p in pl_module.parameters())
+        self.seen.append(trainer.global_step)
+
+
+def test_a_callback_that_looks_inside_a_step_changes_nothing():
+    watcher = Watcher()
+    plain, watched = fit(make_vae()), fit(make_vae(), callbacks=[watcher])
+    assert plain[1].plain and not watched[1].plain
+    assert watcher.seen == list(range(14)) and plain[0].global_step == watched[0].global_step == 14
+    same = watched[1].state_dict()
+    assert all(torch.equal(v, same[k]) for k, v in plain[1].state_dict().items())
+
+
 def test_clipping_and_schedule():
     lit = fit(make_vae(), clip=1e-6, optimizer=lambda p: torch.optim.SGD(p, 1.0), epochs=1)[1]
     moved = torch.cat([(a - b).flatten() for a, b in zip(lit.vae.parameters(), make_vae().parameters(), strict=True)])

@@ -221,6 +221,17 @@ def test_two_processes_give_what_one_gives():
         assert a[name] == pytest.approx(b[name], rel=1e-6), name
 
 
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_runs(experiment, request):
+    root = []
+    if "fashion" in experiment:
+        root = [f"data.root={request.getfixturevalue('data_folder')}"]
+    short = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1"]
+    [run] = train(f"experiment={experiment}", *root, *short, "+trainer.limit_test_batches=1", "logger=none")
+    assert json.loads((run / "metrics.json").read_text())["test/elbo"] is not None
+    assert vae_lab.load(run).d == yaml.safe_load((run / "config.yaml").read_text())["d"]
+
+
 # --- sweeps
 
 

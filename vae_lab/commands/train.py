@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
 
-from vae_lab import runs
+from vae_lab import hints, runs
 from vae_lab.checks import number, whole
 from vae_lab.commands.common import blame, build, paths_list, plus_minus, quieten, results_table, shown
 from vae_lab.data.module import InMemory
@@ -62,9 +62,6 @@ def run(cfg: DictConfig) -> float | None:
 
 def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     """Everything that trains, checked: values first, then the data, then whether the model fits them."""
-    extra = set(cfg) - {"d", "seed", "paths", *GROUPS}
-    if extra:
-        raise ValueError(f"{', '.join(sorted(map(str, extra)))}: no such key; keys: d, seed, {', '.join(GROUPS)}")
     quieten()
     check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -85,25 +82,11 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     return data, lit, trainer
 
 
-GROUPS = (
-    "data",
-    "preprocessing",
-    "sampling",
-    "encoder",
-    "decoder",
-    "likelihood",
-    "prior",
-    "objective",
-    "optimizer",
-    "schedule",
-    "trainer",
-    "callbacks",
-    "logger",
-)
-
-
 def check_values(cfg: DictConfig) -> None:
     """Raises ValueError for what no constructor of ours would refuse by name."""
+    keys = {key.partition(".")[0] for key in hints.keys("train")}
+    if extra := set(map(str, cfg)) - keys:
+        raise ValueError(f"{', '.join(sorted(extra))}: no such key; keys: {', '.join(sorted(keys))}")
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"{sorted(missing)[0]} must be given")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
