@@ -29,21 +29,21 @@ def groups(command: str) -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def keys(command: str) -> dict[str, Any]:
-    """Every key that may be set, dotted, with its default: those at the root, and those of each group's options."""
-    found = dict(_dotted({k: v for k, v in read(command).items() if k not in ("defaults", "hydra")}, ""))
+def keys(command: str) -> set[str]:
+    """Every key that may be set, dotted: those at the root, and those of each group's options."""
+    found = set(_dotted({k: v for k, v in read(command).items() if k not in ("defaults", "hydra")}, ""))
     for group, options in groups(command).items():
         if group != "experiment":  # an experiment has no keys of its own
             for option in options:
                 where = f"{group}.{option}." if group == "callbacks" else f"{group}."
-                found |= dict(_dotted(read(f"{group}/{option}"), where)) | {group: None, where.rstrip("."): None}
+                found |= {group, where.rstrip("."), *_dotted(read(f"{group}/{option}"), where)}
     return found
 
 
-def _dotted(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
     for key, value in node.items():
         if not key.startswith("_"):
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{key}.")
 
@@ -59,8 +59,9 @@ def check(command: str, arguments: Iterable[str]) -> None:
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
             continue
         if key in choices:
-            for option in (re.fullmatch(r"[\w,]*", value) and value.split(",")) or []:
-                if option and option not in choices[key] and option != "null":
+            plain = re.fullmatch(r"\w+(,\w+)*", value)  # not a list, a glob or an interpolation
+            for option in value.split(",") if plain else ():
+                if option not in (*choices[key], "null"):
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
             raise ValueError(unknown_key(argument, key, known))
@@ -90,7 +91,7 @@ def absent_key(command: str, argument: str, key: str) -> str:
     if key not in (known := keys(command)):
         return unknown_key(argument, key, known)
     group, _, name = key.partition(".")
-    having = [option for option in groups(command)[group] if name in dict(_dotted(read(f"{group}/{option}"), ""))]
+    having = [option for option in groups(command)[group] if name in _dotted(read(f"{group}/{option}"), "")]
     return f"{argument}: no key {name!r} in the chosen {group}; it belongs to {group}={'|'.join(having)}"
 
 

@@ -41,8 +41,9 @@ def blame(cfg: DictConfig, key: str, message: str) -> str:
 
 
 def results_table(title: str, rows: dict[str, str], console: Console) -> None:
-    """Prints names and values, one row each."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    """Prints a title, and names and values, one row each."""
+    console.print(title, soft_wrap=True, highlight=False, markup=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
