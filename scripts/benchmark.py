@@ -289,9 +289,8 @@ def main() -> None:
             memory = fresh.submit(peak_memory, workloads[0], Path(folder)).result()
     console = Console()
     show(results, console)
-    console.print(
-        f"{workloads[0].name}'s peak memory above the imports: {memory / 2**20:.0f} MiB; one thread; {platform.machine()}"
-    )
+    machine = f"one thread, {platform.machine()}"
+    console.print(f"peak memory of {workloads[0].name} above the imports: {memory / 2**20:.0f} MiB; {machine}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"training": results, "memory": memory, "torch": torch.__version__}, indent=2))
     console.print(f"written: {arguments.json}")

@@ -41,7 +41,7 @@ ALLOWED = {
     "pictures": {"interfaces", "vae"},
     "callbacks": {"checks", "interfaces", "pictures", "vae"},
     "runs": {"interfaces", "objectives", "vae", "data"},
-    "commands": {"checks", "data", "lit", "objectives", "runs", "vae"},
+    "commands": {"checks", "data", "hints", "lit", "objectives", "runs", "vae"},
     "cli": {"checks", "hints", "data"},
     "vae_lab": {"runs"},  # the package itself
 }
