@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
+from torch import Tensor
 
 from vae_lab.interfaces import Batch
 
 PERIOD = 0.2  # seconds between refreshes: a fit pays for five a second, however many steps it takes
-SHOWN = (("ELBO", "train/elbo"), ("KL", "train/kl"), ("rec", "train/rec"), ("val", "val/elbo"))
+SHOWN = (("ELBO", "train/elbo"), ("KL", "train/kl"), ("rec", "train/rec"))
 
 
 class Progress(pl.Callback):
@@ -38,11 +39,10 @@ class Progress(pl.Callback):
         if not (console.is_terminal and trainer.is_global_zero):
             return
         self._bar = Bar(
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             console=console,
             auto_refresh=False,  # no thread: refreshed from on_train_batch_end
-            expand=True,
         )
         steps: int = pl_module.steps()  # type: ignore[operator]
         self._bar.add_task("", total=None if steps == sys.maxsize else steps, completed=trainer.global_step)
@@ -81,9 +81,11 @@ class Progress(pl.Callback):
         for name, key in SHOWN:
             value = metrics.get(f"{key}_step", metrics.get(key))
             if value is not None:
-                parts.append(f"{name} {value:.{1 if abs(value) >= 100 else 2}f}")
+                parts.append(f"{name} {_short(value)}")
         if now > self._since:
             parts.append(f"{self._images / (now - self._since):,.0f} images/s")
+        if (held_out := metrics.get("val/elbo")) is not None:
+            parts.append(f"val {_short(held_out)}")
         bar.update(bar.task_ids[0], description="  ".join(parts), refresh=True)
         self._due = perf_counter() + PERIOD
 
@@ -94,7 +96,11 @@ class Progress(pl.Callback):
             self._bar = None
 
 
+def _short(value: Tensor) -> str:
+    return f"{value:.{1 if abs(value) >= 100 else 2}f}"
+
+
 def _times(task: Task) -> str:
     """Elapsed and, once it can be told, remaining."""
     seconds = [s for s in (task.elapsed, task.time_remaining) if s is not None]
-    return " < ".join(str(timedelta(seconds=int(s))) for s in seconds)
+    return "<".join(str(timedelta(seconds=int(s))).removeprefix("0:") for s in seconds)
