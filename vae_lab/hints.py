@@ -54,6 +54,7 @@ def check(command: str, arguments: Iterable[str]) -> None:
     if any(a.startswith(("-cd", "-cp", "-cn", "--config")) for a in arguments):
         return  # there are more keys than ours
     known, choices = keys(command), groups(command)
+    chosen = _chosen(command, arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
@@ -65,6 +66,25 @@ def check(command: str, arguments: Iterable[str]) -> None:
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
             raise ValueError(unknown_key(argument, key, known))
+        elif (group := key.partition(".")[0]) in chosen and not _has(group, chosen[group], key):
+            raise ValueError(absent_key(command, argument, key))
+
+
+def _chosen(command: str, arguments: Iterable[str]) -> dict[str, str]:
+    """The one option of each group that has one for sure: the default, or the last that was asked for."""
+    if any(a.lstrip("+").startswith("experiment=") for a in arguments):
+        return {}  # it may choose others
+    entries = [entry for entry in read(command)["defaults"] if isinstance(entry, dict)]
+    chosen = {k: v for entry in entries for k, v in entry.items() if isinstance(v, str)}
+    for key, _, value in (a.partition("=") for a in arguments):
+        if key in chosen:
+            chosen[key] = value
+    return {k: v for k, v in chosen.items() if v in groups(command).get(k, ())}
+
+
+def _has(group: str, option: str, key: str) -> bool:
+    name = re.sub(r"(\.\d+|\._\w+_)$", "", key).partition(".")[2]
+    return name in ("", *_dotted(read(f"{group}/{option}"), ""))
 
 
 def unknown_option(group: str, option: str, allowed: Sequence[str]) -> str:
