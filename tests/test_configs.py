@@ -15,7 +15,7 @@ from vae_lab.cli import COMMANDS, register_resolvers
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Source
-from vae_lab.interfaces import Decoder, Encoder, Likelihood, Prior
+from vae_lab.interfaces import Decoder, Encoder, Likelihood, Posterior, Prior
 from vae_lab.objectives import Objective
 
 GROUPS = hints.groups("train")
@@ -45,6 +45,8 @@ def composed(tmp_path, monkeypatch):
 
 
 def built(cfg, key):
+    if key == "decoder":
+        cfg.decoder.outputs = built(cfg, "likelihood").outputs
     return hydra.utils.instantiate(OmegaConf.select(cfg, key), _convert_="all")
 
 
@@ -87,7 +89,7 @@ def test_every_class_has_one_file():
     """A class without one could not be chosen."""
     targets = [hints.read(f"{group}/{option}").get("_target_") for group, option in OPTIONS if group != "experiment"]
     assert len(targets) == len(set(targets))
-    for kind in (Encoder, Decoder, Likelihood, Prior, Objective, Source, Preprocessing, Sampling):
+    for kind in (Encoder, Posterior, Decoder, Likelihood, Prior, Objective, Source, Preprocessing, Sampling):
         classes = {f"{c.__module__}.{c.__name__}" for c in kind.__subclasses__()}
         assert {name for name in classes if name.startswith("vae_lab.")} <= set(targets)
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from vae_lab import decoders, encoders, hints, interfaces, likelihoods, objectives, priors, schedules
+from vae_lab import decoders, encoders, hints, interfaces, likelihoods, objectives, posteriors, priors, schedules
 from vae_lab.data import preprocessing, sampling, sources
-from vae_lab.interfaces import Batch, Decoder, Encoder, Likelihood, Prior
+from vae_lab.interfaces import Batch, Decoder, Encoder, Likelihood, Posterior, Prior
 from vae_lab.objectives import Elbo, Objective
 from vae_lab.vae import VAE
 
@@ -25,6 +25,7 @@ def classes(module, kind):
 
 GROUPS = {
     "encoder": (ENCODERS := classes(encoders, Encoder)),
+    "posterior": (POSTERIORS := classes(posteriors, Posterior)),
     "decoder": (DECODERS := classes(decoders, Decoder)),
     "likelihood": (LIKELIHOODS := classes(likelihoods, Likelihood)),
     "prior": (PRIORS := classes(priors, Prior)),
@@ -40,8 +41,9 @@ def arguments(cls, shape=(1, 8, 8), d=D):
     for option in hints.groups("train")[GROUP[cls]]:
         node = hints.read(f"{GROUP[cls]}/{option}")
         if node["_target_"] == f"{cls.__module__}.{cls.__name__}":
-            known = {"${data.shape}": list(shape), "${d}": d}
-            return {k: known.get(str(v), v) for k, v in node.items() if not k.startswith("_")}
+            known = {"${data.shape}": list(shape), "${d}": d, "${classes}": 0, "${posterior}": None}
+            given = {k: known.get(str(v), v) for k, v in node.items() if not k.startswith("_")}
+            return given | ({"outputs": 1} if "outputs" in given else {})
     raise AssertionError(f"{cls.__name__} has no YAML file in conf/{GROUP[cls]}")
 
 
@@ -64,8 +66,9 @@ def each_shape(*groups):
 
 def make_vae(encoder, decoder, likelihood, shape, seed=0):
     torch.manual_seed(seed)
-    parts = (build(cls, shape) for cls in (encoder, decoder, likelihood, PRIORS[0]))
-    return VAE(*parts).double()
+    p = build(likelihood, shape)
+    f = decoder(**arguments(decoder, shape) | {"outputs": p.outputs})
+    return VAE(build(encoder, shape), f, p, build(PRIORS[0])).double()
 
 
 def make_batch(shape, n=4):
@@ -116,7 +119,8 @@ def test_decoder_keeps_the_leading_dimensions(decoder, shape, dtype):
 @pytest.mark.parametrize(("likelihood", "shape"), each_shape(LIKELIHOODS))
 @pytest.mark.parametrize("lead", [(1,), (4,), (2, 4), (2, 0)])
 def test_likelihood_sums_over_a_datum(likelihood, shape, lead):
-    p = build(likelihood, shape).double()(noise(*lead, *shape))
+    part = build(likelihood, shape).double()
+    p = part(noise(*lead, *decoders.eta_shape(shape, part.outputs)))
     assert p.batch_shape == lead and p.event_shape == shape
     assert p.log_prob(make_batch(shape, lead[-1]).x).shape == lead
     assert p.mean.shape == (*lead, *shape)
@@ -126,7 +130,7 @@ def test_likelihood_sums_over_a_datum(likelihood, shape, lead):
 @pytest.mark.parametrize("prior", PRIORS, ids=name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_prior_is_over_d(prior, dtype):
-    p = build(prior).to(dtype)()
+    p = build(prior).to(dtype)(build(ENCODERS[0]).to(dtype))
     assert p.batch_shape == () and p.event_shape == (D,) and p.mean.dtype == dtype
     assert p.log_prob(noise(2, 4, D).to(dtype)).shape == (2, 4)
 
@@ -194,6 +198,9 @@ def test_parts_must_fit():
 
 WRONG = {
     "d": [0, -1, 1.5, "abc", True, None],
+    "outputs": [0, -1, 1.5, "abc", True],
+    "classes": [-1, 1.5, "abc", True, None],
+    "posterior": [],
     "V": [0, -3, 2.0, "abc", True, None],
     "s2": [0, -1, math.nan, math.inf, "abc", None],
     "shape": ["abc", [0], [1, 2.5, 3], None],
@@ -237,6 +244,7 @@ def test_conv_takes_images(cls, shape):
 
 ABSTRACT = [
     (Encoder, encoders),
+    (Posterior, posteriors),
     (Decoder, decoders),
     (Likelihood, likelihoods),
     (Prior, priors),
@@ -261,7 +269,7 @@ def test_classes_are_abstract_or_final(kind, module):
 
 
 @pytest.mark.parametrize(
-    "module", [interfaces, encoders, decoders, likelihoods, priors, objectives, schedules], ids=name
+    "module", [interfaces, posteriors, encoders, decoders, likelihoods, priors, objectives, schedules], ids=name
 )
 def test_every_class_is_abstract_final_or_a_tuple(module):
     for cls in vars(module).values():

@@ -174,7 +174,7 @@ def test_terms_sum_over_the_values_of_a_datum():
             super().__init__()
             self.decoder, self.d, self.shape = decoder, decoder.d, (2, *decoder.shape)
 
-        def forward(self, z):
+        def forward(self, z, label=None):
             return torch.stack([self.decoder(z)] * 2, -2)
 
     class Half(Encoder):
@@ -220,7 +220,7 @@ def test_gradient_by_finite_differences(likelihood):
 class Curve(Decoder):
     d, shape = 1, (3,)
 
-    def forward(self, z):
+    def forward(self, z, label=None):
         return torch.cat([torch.sin(2 * z), z**2 / 2, torch.tanh(z)], -1)
 
 

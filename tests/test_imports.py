@@ -28,7 +28,8 @@ ALLOWED = {
     "hints": {"checks"},
     "oracles": {"checks"},
     # the parts, of which none knows another
-    "encoders": PART,
+    "posteriors": PART,
+    "encoders": PART | {"posteriors"},
     "decoders": PART,
     "likelihoods": PART,
     "priors": PART,

@@ -1,7 +1,8 @@
 """What the parts are, and what passes between them.
 
 Every concrete part is final and derives from exactly one of the abstract classes below. Shapes: B data, V samples,
-d latent dimensions, `*shape` one datum.
+d latent dimensions, `*shape` one datum, `*eta` what a decoder makes of one z. Parts with `classes` > 0 are conditional:
+they are given the label too (Doersch 2016, section 3).
 """
 
 from abc import ABC, abstractmethod
@@ -30,41 +31,61 @@ class Terms(NamedTuple):
     kl: Float[Tensor, " B"]
 
 
+class Posterior(nn.Module, ABC):
+    """The kind of q(z | x): `size` numbers a datum -> a distribution of batch shape [B] and event shape [d]."""
+
+    d: int
+    size: int
+
+    @abstractmethod
+    def forward(self, h: Float[Tensor, "*B size"]) -> Distribution: ...
+
+
 class Encoder(nn.Module, ABC):
     """q(z | x): a batch -> a distribution of batch shape [B] and event shape [d], as in (8)."""
 
     d: int
     shape: tuple[int, ...]
+    classes: int = 0
 
     @abstractmethod
     def forward(self, batch: Batch) -> Distribution: ...
 
 
 class Decoder(nn.Module, ABC):
-    """f: z [..., d] -> eta [..., *shape], the parameter of p(x | z), as in (8)."""
+    """f: z [..., d] -> eta, the parameter of p(x | z), as in (8): [..., *shape], or [..., outputs, *shape] where
+    p(x | z) takes several numbers for each value of x."""
 
     d: int
     shape: tuple[int, ...]
+    outputs: int = 1
+    classes: int = 0
 
     @abstractmethod
-    def forward(self, z: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead_shape"]: ...
+    def forward(
+        self, z: Float[Tensor, "*lead d"], label: Int[Tensor, "*some"] | None = None
+    ) -> Float[Tensor, "*lead_eta"]: ...
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x | z): eta [..., *shape] -> a distribution whose `log_prob(x)` is [...], with its full normaliser."""
+    """p(x | z): a decoder's eta -> a distribution whose `log_prob(x)` is [...], with its full normaliser."""
 
     shape: tuple[int, ...]
+    outputs: int = 1
+    """How many numbers of eta belong to each value of x."""
     support: Constraint
     """Where x may lie; data outside it are refused before training."""
+    grid: Constraint | None = None
+    """Where x has a probability; None: p(x | z) is a density."""
 
     @abstractmethod
-    def forward(self, eta: Float[Tensor, "*lead_shape"]) -> Distribution: ...
+    def forward(self, eta: Float[Tensor, "*lead_eta"]) -> Distribution: ...
 
 
 class Prior(nn.Module, ABC):
-    """p(z): a distribution of event shape [d]."""
+    """p(z): a distribution of event shape [d]. It may be made from the encoder."""
 
     d: int
 
     @abstractmethod
-    def forward(self) -> Distribution: ...
+    def forward(self, encoder: Encoder) -> Distribution: ...

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vae_lab.distributions import kl_per_dimension
+from vae_lab.distributions import DiagonalNormal, StandardNormal, kl_per_dimension
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments
 from vae_lab.objectives import Objective
@@ -164,9 +164,10 @@ class LitVAE(pl.LightningModule):
     def take(self, batch: Batch) -> None:
         """Takes a batch into the statistics of an evaluation."""
         self.eval_terms.update(torch.stack(self.terms(batch, self.eval_noise)))
-        q, p = self.vae.encoder(self.share(batch)), self.vae.prior()
+        q, p = self.vae.encoder(self.share(batch)), self.vae.p_z()
         self.posterior_means.update(q.mean.T)
-        self.kl_dims.update(kl_per_dimension(q, p).T)
+        if isinstance(q, DiagonalNormal) and isinstance(p, StandardNormal):
+            self.kl_dims.update(kl_per_dimension(q, p).T)
 
     def report(self, split: str) -> None:
         """Logs the statistics of an evaluation and empties them."""
@@ -175,7 +176,8 @@ class LitVAE(pl.LightningModule):
             self.fail(terms.mean[:, None], f"the {split} evaluation after step {self.global_step}")
         values = named(terms.mean) | {"elbo_se": terms.error[Terms._fields.index("elbo")]}
         values |= {"active_units": (A > ACTIVE).sum().to(A.dtype)}
-        values |= {f"kl_dim/{j:0{len(str(self.vae.d - 1))}d}": kl_j for j, kl_j in enumerate(kl)}
+        if self.kl_dims.n:  # the closed form was there
+            values |= {f"kl_dim/{j:0{len(str(self.vae.d - 1))}d}": kl_j for j, kl_j in enumerate(kl)}
         self.log_all({f"{split}/{name}": v for name, v in values.items()})
         for metric in (self.eval_terms, self.posterior_means, self.kl_dims):
             metric.reset()

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from vae_lab.checks import one_of
 
@@ -30,6 +32,22 @@ def mlp(widths: Sequence[int], act: str) -> nn.Sequential:
     for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), activation(act)]
     return nn.Sequential(*layers[:-1])
+
+
+def with_label(
+    h: Float[Tensor, "*lead n"], label: Int[Tensor, "*some"] | None, classes: int
+) -> Float[Tensor, "*lead n_classes"]:
+    """h with the label's one-hot code beside it; h itself where there are no classes.
+
+    Raises:
+        ValueError: if there are classes and no labels.
+    """
+    if not classes:
+        return h
+    if label is None:
+        raise ValueError(f"classes must be 0 where data have no labels, got {classes}")
+    code = (label[..., None] == torch.arange(classes, device=label.device)).to(h.dtype)  # [B, classes]
+    return torch.cat([h, code.expand(*h.shape[:-1], classes)], -1)
 
 
 def halvings(size: int, times: int) -> list[int]:

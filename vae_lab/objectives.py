@@ -36,11 +36,11 @@ class Elbo(Objective):
         self.samples = whole("V", V)
 
     def forward(self, vae: VAE, batch: Batch, eps: Float[Tensor, "V B d"]) -> Terms:
-        q, p = vae.encoder(batch), vae.prior()
+        q, p = vae.encoder(batch), vae.p_z()
         # (19)  z = mu + sigma * eps
         z = reparameterise(q, eps)  # [V, B, d]
         # (19)  1/V sum_v log p(x | z_v)
-        rec = vae.p_x(z).log_prob(batch.x).mean(0)  # [B]
+        rec = vae.p_x(z, batch.label).log_prob(batch.x).mean(0)  # [B]
         # (16)  1/2 sum_j (mu_j^2 + sigma_j^2 - 1 - log sigma_j^2)
         kl = kl_divergence(q, p)  # [B]
         # (7), (20)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae_lab import distributions
 from vae_lab.checks import whole
-from vae_lab.interfaces import Prior
+from vae_lab.interfaces import Encoder, Prior
 
 
 @final
@@ -25,5 +25,5 @@ class StandardNormal(Prior):
         self.d = whole("d", d)
         self.register_buffer("like", torch.zeros(()), persistent=False)  # follows the model's device and dtype
 
-    def forward(self) -> distributions.StandardNormal:
+    def forward(self, encoder: Encoder) -> distributions.StandardNormal:
         return distributions.StandardNormal(self.d, self.like)

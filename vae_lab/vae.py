@@ -2,7 +2,7 @@
 
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -27,6 +27,11 @@ class VAE(nn.Module):
                 "shape must be the same for encoder, decoder, likelihood, got "
                 f"{list(encoder.shape)}, {list(decoder.shape)}, {list(likelihood.shape)}"
             )
+        if decoder.outputs != likelihood.outputs:
+            raise ValueError(
+                f"outputs of the decoder must be {likelihood.outputs} for {type(likelihood).__name__}, "
+                f"got {decoder.outputs}"
+            )
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
 
     @property
@@ -39,10 +44,14 @@ class VAE(nn.Module):
         """The shape of one datum."""
         return self.encoder.shape
 
-    def p_x(self, z: Float[Tensor, "*lead d"]) -> Distribution:
-        """p(x | z) at each z: batch shape [...], event shape `shape`."""
-        return self.likelihood(self.decoder(z))
+    def p_z(self) -> Distribution:
+        """p(z): event shape [d]."""
+        return self.prior(self.encoder)
 
-    def sample(self, eps: Float[Tensor, "n d"]) -> Tensor:
+    def p_x(self, z: Float[Tensor, "*lead d"], label: Int[Tensor, "*some"] | None = None) -> Distribution:
+        """p(x | z) at each z, or p(x | z, label): batch shape [...], event shape `shape`."""
+        return self.likelihood(self.decoder(z, label))
+
+    def sample(self, eps: Float[Tensor, "n d"], label: Int[Tensor, " n"] | None = None) -> Tensor:
         """The means of p(x | z) at z ~ p(z), as in (1), a function of noise eps ~ N(0, I): [n, *shape]."""
-        return self.p_x(reparameterise(self.prior(), eps)).mean
+        return self.p_x(reparameterise(self.p_z(), eps), label).mean

@@ -65,7 +65,7 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     quieten()
     check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
-    vae = VAE(*(build(cfg, part) for part in ("encoder", "decoder", "likelihood", "prior")))
+    vae = build_vae(cfg)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
     try:
         optimizer(vae.parameters())
@@ -80,6 +80,14 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
         raise ValueError(blame(cfg, "data", str(error))) from error
     check_support(cfg, vae, data)
     return data, lit, trainer
+
+
+def build_vae(cfg: DictConfig) -> VAE:
+    """The model; what one part takes from another is written into `cfg`, so that it can be built again."""
+    likelihood = build(cfg, "likelihood")
+    if "outputs" in cfg.decoder and cfg.decoder.outputs is None:
+        cfg.decoder.outputs = likelihood.outputs
+    return VAE(build(cfg, "encoder"), build(cfg, "decoder"), likelihood, build(cfg, "prior"))
 
 
 def check_values(cfg: DictConfig) -> None:
