@@ -17,13 +17,22 @@ def whole(name: str, value: object, least: int = 1) -> int:
     return value
 
 
-def number(name: str, value: object, above: float = -math.inf, least: float = -math.inf) -> float:
-    """`value` as a finite float > `above` and >= `least`; raises ValueError otherwise."""
+def number(
+    name: str, value: object, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """`value` as a finite float > `above`, >= `least` and <= `most`; raises ValueError otherwise."""
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not float(value) > above or not float(value) >= least:  # type: ignore[arg-type]
-        bound = f" > {above:g}" if above > -math.inf else f" >= {least:g}" if least > -math.inf else ""
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+    if not good or not (float(value) > above and least <= float(value) <= most):  # type: ignore[arg-type]
+        limits = [f" {sign} {v:g}" for sign, v in ((">", above), (">=", least), ("<=", most)) if math.isfinite(v)]
+        raise ValueError(f"{name} must be a finite number{' and'.join(limits)}, got {value!r}")
     return float(value)  # type: ignore[arg-type]
+
+
+def flag(name: str, value: object) -> bool:
+    """`value` as a bool; raises ValueError otherwise."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def wholes(name: str, value: object) -> list[int]:
