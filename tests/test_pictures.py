@@ -9,8 +9,10 @@ from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from vae_lab import decoders, encoders, likelihoods, pictures, priors
+from vae_lab import decoders, encoders, likelihoods, pictures, posteriors, priors
 from vae_lab.callbacks import Pictures
+from vae_lab.distributions import centre
+from vae_lab.evaluation.refine import evaluating
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 
@@ -48,6 +50,25 @@ def test_reconstructions_are_the_data_above_the_means():
     np.testing.assert_allclose(found[0, ..., 0], batch.x[:5, 0], atol=1e-6)
     np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=1e-6)
     assert np.ptp(found, axis=-1).max() == 0  # grey
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("posterior", [posteriors.Full, lambda d: posteriors.Flow(d, 2, [4])], ids=["full", "flow"])
+@pytest.mark.parametrize("prior", [lambda d: priors.Mixture(d, 3), lambda d: priors.Vamp(d, (1, 4, 4), 3)])
+def test_any_posterior_and_prior_can_be_drawn(d, posterior, prior):
+    """Where a posterior has no mean, its centre stands for it."""
+    torch.manual_seed(0)
+    encoder = encoders.MLP((1, 4, 4), d, [5], "tanh", posterior(d))
+    vae = VAE(encoder, decoders.Linear((1, 4, 4), d), likelihoods.Gaussian((1, 4, 4), 0.1), prior(d))
+    batch = make_batch()
+    found = tiles(pictures.reconstructions(vae, batch, n=5), 2, 5, 4, 4)
+    with torch.no_grad():
+        means = vae.decoder(centre(vae.encoder(batch))).clamp(0, 1)
+    np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=1e-6)
+    for draw in (pictures.samples(vae), pictures.traversals(vae, batch)):
+        assert np.isfinite(draw.axes[0].images[0].get_array()).all()
+    if d == 2:
+        assert len(pictures.latent_scatter(vae, [batch]).axes[0].collections[0].get_offsets()) == 12
 
 
 def test_colours_stay_and_wide_ranges_are_scaled():
@@ -276,10 +297,8 @@ def test_callback_checks_its_argument(tmp_path):
 
 
 def test_parts_in_any_mode_are_restored():
-    from vae_lab.callbacks.pictures import _evaluating
-
     net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with pytest.raises(KeyError), _evaluating(net):
+    with pytest.raises(KeyError), evaluating(net):
         assert not any(part.training for part in net.modules())
         raise KeyError
     assert [part.training for part in net.modules()] == [True, True, False]

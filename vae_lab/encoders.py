@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from vae_lab import networks
-from vae_lab.checks import whole, wholes
+from vae_lab.checks import number, whole, wholes
 from vae_lab.distributions import DiagonalNormal
 from vae_lab.interfaces import Batch, Encoder, Posterior
 from vae_lab.networks import halvings, image_shape, mlp, with_label
@@ -111,3 +111,33 @@ class Conv(Encoder):
     def forward(self, batch: Batch) -> Distribution:
         x = with_label(batch.x.movedim(1, -1), batch.label, self.classes).movedim(-1, 1) if self.classes else batch.x
         return self.posterior(self.net(x))
+
+
+@final
+class Free(Encoder):
+    """mu_i and log sigma_i of its own for each training datum, found by the datum's index: (6), before amortisation.
+
+    At first sigma_i = 1 and mu_i is nearly 0, as in the prior; not 0 itself, as a decoder that is even in z would then
+    be at a saddle. Gradients are sparse, so that a step moves only the data that were drawn; `vmap` cannot stack them.
+
+    Args:
+        shape: of one datum, any
+        d: latent dimensions
+        n: training data
+        lr: of the Adam that fits phi_i = (mu_i, log sigma_i), in training and to new data
+        steps: how many it makes for a datum that has no phi_i yet, in validation and test
+    """
+
+    amortised = False
+
+    def __init__(self, shape: Sequence[int], d: int, n: int, lr: float, steps: int) -> None:
+        super().__init__()
+        self.shape, self.d, self.n = tuple(wholes("shape", shape)), whole("d", d), whole("n", n)
+        self.lr, self.steps = number("lr", lr, above=0), whole("steps", steps)
+        self.phi = nn.Embedding(n, 2 * d, sparse=True)
+        nn.init.normal_(self.phi.weight, std=0.01)
+        nn.init.zeros_(self.phi.weight[:, d:])
+
+    def forward(self, batch: Batch) -> DiagonalNormal:
+        mu, log_sigma = self.phi(batch.index).chunk(2, -1)
+        return DiagonalNormal(mu, log_sigma.exp())

@@ -47,6 +47,13 @@ class Encoder(nn.Module, ABC):
     d: int
     shape: tuple[int, ...]
     classes: int = 0
+    amortised: bool = True
+    """False: every training datum has parameters of its own (6), found by its index and with sparse gradients; new
+    data have none until they are refined."""
+    lr: float
+    """Where not amortised: of the Adam that fits those parameters, in training and to new data."""
+    steps: int
+    """Where not amortised: how many it makes for new data."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Distribution: ...

@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from torch import Generator, Tensor
 
+from vae_lab.distributions import centre
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 
@@ -49,9 +50,9 @@ STYLE: dict[Any, Any] = {
 
 @torch.no_grad()
 def reconstructions(vae: VAE, batch: Batch, n: int = 10) -> Figure:
-    """The first n data, above the means of p(x | z) at z = the mean of q(z | x)."""
+    """The first n data, above the means of p(x | z) at z = the mean of q(z | x), or its `centre`."""
     some = _first(vae, batch, n)
-    means = vae.p_x(vae.encoder(some).mean).mean
+    means = vae.p_x(centre(vae.encoder(some)), some.label).mean
     return _grid(torch.stack([some.x, means]), "Reconstructions", limits_of(batch.x), ["$x$", r"$\hat{x}$"])
 
 
@@ -64,35 +65,53 @@ def samples(vae: VAE, n: int = 64, generator: Generator | None = None, limits: L
 
 
 @torch.no_grad()
+def class_samples(
+    vae: VAE, labels: Sequence[int], n: int = 10, generator: Generator | None = None, limits: Limits = (0.0, 1.0)
+) -> Figure:
+    """The means of p(x | z, label) at n draws of z from the prior: a row for each label, with the same z in each row.
+
+    For a conditional model.
+    """
+    eps = torch.randn(n, vae.d, generator=generator).to(_weight(vae))
+    rows = [vae.sample(eps, torch.full((n,), label, device=eps.device)) for label in labels]
+    return _grid(torch.stack(rows), "Samples from the prior, one class a row", limits, [str(k) for k in labels])
+
+
+@torch.no_grad()
 def traversals(vae: VAE, batch: Batch, steps: int = 9, span: float = 3.0, most: int = 10) -> Figure:
     """The means of p(x | z) as one z_j goes from -span to span, the rest of z at the first datum's posterior mean.
 
     One row per latent dimension, counted from 0: the `most` whose posterior mean varies most over the batch, in that
     order.
     """
-    mu = vae.encoder(_first(vae, batch, len(batch.x))).mean  # [B, d]
+    some = _first(vae, batch, len(batch.x))
+    mu, label = centre(vae.encoder(some)), None if some.label is None else some.label[0]  # [B, d], []
     chosen = mu.var(0, correction=0).argsort(descending=True, stable=True)[:most].tolist()
     values = torch.linspace(-span, span, steps)
     z = mu[0].repeat(len(chosen), steps, 1)  # [rows, steps, d]
     for row, j in enumerate(chosen):
         z[row, :, j] = values
     rows, columns = [f"$z_{{{j}}}$" for j in chosen], [_number(value) for value in values.tolist()]
-    return _grid(vae.p_x(z).mean, "One latent dimension at a time", limits_of(batch.x), rows, columns)
+    title = f"One latent dimension at a time{_of_class(vae, label)}"
+    return _grid(vae.p_x(z, label).mean, title, limits_of(batch.x), rows, columns)
 
 
 @torch.no_grad()
-def manifold(vae: VAE, n: int = 20, limits: Limits = (0.0, 1.0)) -> Figure:
+def manifold(vae: VAE, n: int = 20, limits: Limits = (0.0, 1.0), label: int | None = None) -> Figure:
     """The means of p(x | z) on the latent plane, z at the Gaussian quantiles of an even grid: KW13, fig. 4. For d = 2.
 
-    z_0 grows to the right and z_1 upwards, as in `latent_scatter`.
+    z_0 grows to the right and z_1 upwards, as in `latent_scatter`. A conditional model has such a plane for each
+    `label`.
     """
     _check_plane(vae)
     quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
     z1, z0 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    means = vae.p_x(torch.stack([z0, z1], -1).to(_weight(vae))).mean
+    z = torch.stack([z0, z1], -1).to(_weight(vae))
+    of = None if label is None else torch.tensor(label, device=z.device)
+    means = vae.p_x(z, of).mean
     named = {0, n // 4, n - 1 - n // 4, n - 1}
     names = [_number(q) if i in named else "" for i, q in enumerate(quantiles.tolist())]
-    title = "The latent plane at Gaussian quantiles: $z_0$ to the right, $z_1$ upwards"
+    title = f"The latent plane at Gaussian quantiles{_of_class(vae, of)}: $z_0$ to the right, $z_1$ upwards"
     return _grid(means, title, limits, names[::-1], names, gap=2)
 
 
@@ -103,7 +122,7 @@ def latent_scatter(vae: VAE, batches: Iterable[Batch], most: int = 3000) -> Figu
     mus, labels = [], []
     for batch in batches:
         some = _first(vae, batch, most)
-        mus.append(vae.encoder(some).mean.float().cpu())
+        mus.append(centre(vae.encoder(some)).float().cpu())
         labels.append(torch.zeros(len(some.x), dtype=torch.long) if some.label is None else some.label.cpu())
         most -= len(some.x)
         if most == 0:
@@ -210,6 +229,11 @@ def _first(vae: VAE, batch: Batch, n: int) -> Batch:
     weight = _weight(vae)
     label = None if batch.label is None else batch.label[:n].to(weight.device)
     return Batch(batch.x[:n].to(weight), batch.index[:n].to(weight.device), label)
+
+
+def _of_class(vae: VAE, label: Tensor | None) -> str:
+    """What a title says of the one label of a conditional model's picture."""
+    return f", class {int(label)}" if vae.decoder.classes and label is not None else ""
 
 
 def _check_plane(vae: VAE) -> None:

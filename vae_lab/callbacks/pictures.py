@@ -3,26 +3,30 @@
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.image
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from torch import Generator, nn
+from torch import Generator
 
 from vae_lab import pictures
 from vae_lab.checks import whole
+from vae_lab.evaluation.refine import evaluating, fitted
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
+
+ROWS = 20
+"""How many classes of a conditional model are drawn: the first."""
 
 
 class Pictures(pl.Callback):
     """Draws the model on validation data, into PNG files and to the run's W&B and TensorBoard loggers.
 
     `<name>.png` is the latest picture, `<name>-epoch0010.png` the one after ten epochs. Data and prior draws are the
-    same every time, so that pictures compare; training's random numbers are left alone.
+    same every time, so that pictures compare; training's random numbers are left alone. Where the encoder is not
+    amortised the data are those of the first validation batch, refined.
 
     Args:
         folder: where the files go
@@ -52,7 +56,7 @@ class Pictures(pl.Callback):
         vae = pl_module.vae
         assert isinstance(vae, VAE)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _evaluating(vae):
+        with evaluating(vae):
             for name, figure in _figures(vae, _data(trainer)):
                 png = _png(figure)
                 _write(self.folder / f"{name}-epoch{epoch:04d}.png", png)
@@ -68,26 +72,21 @@ def _data(trainer: pl.Trainer) -> Iterable[Batch]:
 
 def _figures(vae: VAE, batches: Iterable[Batch]) -> Iterator[tuple[str, Figure]]:
     """Those pictures that suit the model, by name; one exists at a time."""
-    first = next(iter(batches))
+    first, noise, classes = next(iter(batches)), Generator().manual_seed(0), vae.decoder.classes
+    if not vae.encoder.amortised:
+        vae, first = fitted(vae, first, Generator(first.x.device).manual_seed(0))
+        batches = [first]
     limits = pictures.limits_of(first.x)
     yield "reconstructions", pictures.reconstructions(vae, first)
-    yield "samples", pictures.samples(vae, generator=Generator().manual_seed(0), limits=limits)
+    if classes:
+        yield "samples", pictures.class_samples(vae, range(min(classes, ROWS)), generator=noise, limits=limits)
+    else:
+        yield "samples", pictures.samples(vae, generator=noise, limits=limits)
     yield "traversals", pictures.traversals(vae, first)
     if vae.d == 2:
-        yield "manifold", pictures.manifold(vae, limits=limits)
+        label = int(first.label[0]) if classes and first.label is not None else None  # as in the traversals
+        yield "manifold", pictures.manifold(vae, limits=limits, label=label)
         yield "latent_scatter", pictures.latent_scatter(vae, batches)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part then goes back to the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _png(figure: Figure) -> bytes:
