@@ -1,5 +1,6 @@
 """LitVAE: a model, an objective and an optimiser as one LightningModule."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -8,16 +9,17 @@ from typing import final
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
-from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
 from pytorch_lightning.plugins.precision import DoublePrecision, Precision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-from vae_lab.distributions import DiagonalNormal, StandardNormal, kl_per_dimension
+from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
+from vae_lab.evaluation.refine import fitted
 from vae_lab.interfaces import Batch, Terms
-from vae_lab.metrics import Moments
+from vae_lab.metrics import Moments, bits_per_dim
 from vae_lab.objectives import Objective
 from vae_lab.seeds import generator
 from vae_lab.vae import VAE
@@ -30,10 +32,14 @@ ACTIVE = 0.01
 class LitVAE(pl.LightningModule):
     """Trains and tests a VAE.
 
-    Logs, in nats per datapoint: `{train,val,test}/{elbo,kl,rec}`, exact means over the data of an epoch; every
-    `trainer.log_every_n_steps` blocks `train/{elbo,kl,rec}_step` of the last step, and `train/grad_norm`; each epoch
-    `train/images_per_second`; for validation and test `kl_dim/j`, the KL of each latent dimension, `active_units`,
-    and `elbo_se`, the standard error of the ELBO.
+    Logs, in nats per datapoint: `{train,val,test}/{elbo,kl,rec,loss}`, exact means over the data of an epoch,
+    `elbo_total`, which is n times the mean (17)-(18), and `bits_per_dim` where x has a probability; every
+    `trainer.log_every_n_steps` blocks `train/{elbo,kl,rec,loss}_step` of the last step, and `train/grad_norm`; each
+    epoch `train/images_per_second`; for validation and test `kl_dim/j`, the KL of each latent dimension,
+    `active_units`, and `elbo_se`, the standard error of the ELBO.
+
+    An encoder that is not amortised (6) has an optimiser of its own, and `clip`, `train/grad_norm` and the schedule are
+    the others' affair; data of validation and test are refined (see `fitted`), batch by batch, before they are scored.
 
     The batches it is fed are the same on every process; each process takes its share of the data and of the noise,
     so that results do not depend on the number of processes.
@@ -45,6 +51,7 @@ class LitVAE(pl.LightningModule):
         schedule: (optimiser, number of steps) -> a scheduler stepped once a step, or None
         seed: of the noise
         clip: the greatest norm that the gradient may have, or None
+        levels: for `bits_per_dim` (see there); None: x has no probability, and no bits are logged
     Raises:
         FloatingPointError: if a term is not finite, naming the term, the step and the epoch.
     """
@@ -57,21 +64,28 @@ class LitVAE(pl.LightningModule):
         schedule: Callable[[Optimizer, int], LRScheduler | None],
         seed: int,
         clip: float | None = None,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a training step is a block of optimiser steps
         self.vae, self.objective = vae, objective
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.clip = seed, clip
+        self.seed, self.clip, self.levels = seed, clip, levels
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
 
     # --- training
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameters())
+        encoder = self.vae.encoder
+        aside = () if encoder.amortised else ("vae.encoder.",)
+        optimizer = self.make_optimizer([p for name, p in self.named_parameters() if not name.startswith(aside)])
         schedule = self.make_schedule(optimizer, self.steps())
-        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+        first = {"optimizer": optimizer} | ({} if schedule is None else {"lr_scheduler": schedule})
+        if encoder.amortised:
+            return first  # type: ignore[return-value]
+        # (6)  Adam would go on moving every phi_i by its momentum, drawn or not
+        return [first, {"optimizer": SparseAdam(encoder.parameters(), encoder.lr)}]  # type: ignore[return-value]
 
     def steps(self) -> int:
         """How many optimiser steps the whole run has."""
@@ -95,30 +109,36 @@ class LitVAE(pl.LightningModule):
         self.images, self.started = 0, perf_counter()
 
     def training_step(self, block: list[Batch], block_idx: int) -> None:
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, LightningOptimizer) and not isinstance(schedule, list)
+        found, schedule = self.optimizers(), self.lr_schedulers()
+        optimizers: list[LightningOptimizer] = found if isinstance(found, list) else [found]
+        assert not isinstance(schedule, list)
+        for other in optimizers[1:]:  # global_step counts batches
+            other._on_before_step = other._on_after_step = do_nothing_closure
         before, terms, norm = self.global_step, [], None
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
         for step, batch in enumerate(block, before):
             if step == self.trainer.max_steps:
                 break
-            t = self.terms(batch, self.noise)
+            t = self.terms(self.vae, batch, self.noise)
             terms.append(torch.stack([v.detach() for v in t]))
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             # the mean over the whole batch, once the gradients have been averaged over the processes
             loss = t.loss.sum() * (self.trainer.world_size / len(batch.x))
             loss.backward() if self.plain else self.manual_backward(loss)
             if logs and batch is block[-1]:
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+                gradients = [p.grad for p in self.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
             if self.clip is not None:
-                self.clip_gradients(optimizer, self.clip)  # type: ignore[arg-type]
-            if self.plain:
-                optimizer._on_before_step()  # Lightning counts its steps here, and there
-                optimizer.optimizer.step()
-                optimizer._on_after_step()
-            else:
-                optimizer.step()
+                self.clip_gradients(optimizers[0], self.clip)  # type: ignore[arg-type]
+            for optimizer in optimizers:
+                if self.plain:
+                    optimizer._on_before_step()  # Lightning counts its steps here, and there
+                    optimizer.optimizer.step()
+                    optimizer._on_after_step()
+                else:
+                    optimizer.step()
             if schedule is not None:
                 schedule.step()
             self.images += len(batch.x)
@@ -137,7 +157,10 @@ class LitVAE(pl.LightningModule):
         self.train_terms.update(values)
 
     def on_train_epoch_end(self) -> None:
-        self.log_all({f"train/{name}": v for name, v in named(self.train_terms.compute().mean).items()})
+        terms = named(self.train_terms.compute().mean)
+        # (18)  n/m sum_i L_i
+        terms["elbo_total"] = terms["elbo"] * self.trainer.datamodule.n  # type: ignore[attr-defined]
+        self.log_all({f"train/{name}": v for name, v in (terms | self.bits(terms["elbo"])).items()})
         self.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
         self.train_terms.reset()
 
@@ -163,20 +186,23 @@ class LitVAE(pl.LightningModule):
 
     def take(self, batch: Batch) -> None:
         """Takes a batch into the statistics of an evaluation."""
-        self.eval_terms.update(torch.stack(self.terms(batch, self.eval_noise)))
-        q, p = self.vae.encoder(self.share(batch)), self.vae.p_z()
-        self.posterior_means.update(q.mean.T)
+        vae, batch = fitted(self.vae, batch, self.eval_noise)
+        self.eval_terms.update(torch.stack(self.terms(vae, batch, self.eval_noise)))
+        q, p = vae.encoder(self.share(batch)), vae.p_z()
+        self.posterior_means.update(centre(q).T)
         if isinstance(q, DiagonalNormal) and isinstance(p, StandardNormal):
             self.kl_dims.update(kl_per_dimension(q, p).T)
 
     def report(self, split: str) -> None:
         """Logs the statistics of an evaluation and empties them."""
-        terms, A, kl = self.eval_terms.compute(), self.posterior_means.compute().variance, self.kl_dims.compute().mean
+        terms, A = self.eval_terms.compute(), self.posterior_means.compute().variance
         if not terms.mean.isfinite().all():
             self.fail(terms.mean[:, None], f"the {split} evaluation after step {self.global_step}")
         values = named(terms.mean) | {"elbo_se": terms.error[Terms._fields.index("elbo")]}
+        values |= {"elbo_total": terms.n * values["elbo"]} | self.bits(values["elbo"])  # (17)
         values |= {"active_units": (A > ACTIVE).sum().to(A.dtype)}
         if self.kl_dims.n:  # the closed form was there
+            kl = self.kl_dims.compute().mean
             values |= {f"kl_dim/{j:0{len(str(self.vae.d - 1))}d}": kl_j for j, kl_j in enumerate(kl)}
         self.log_all({f"{split}/{name}": v for name, v in values.items()})
         for metric in (self.eval_terms, self.posterior_means, self.kl_dims):
@@ -184,13 +210,18 @@ class LitVAE(pl.LightningModule):
 
     # --- both
 
-    def terms(self, batch: Batch, noise: torch.Generator) -> Terms:
+    def bits(self, elbo: Float[Tensor, ""]) -> dict[str, Tensor]:
+        """The bits for each value of a datum that the mean ELBO amounts to, where x has a probability."""
+        D = math.prod(self.vae.shape)
+        return {} if self.levels is None else {"bits_per_dim": bits_per_dim(elbo, D, self.levels)}
+
+    def terms(self, vae: VAE, batch: Batch, noise: torch.Generator) -> Terms:
         """The objective on this process's share of the batch, with its share of the batch's noise."""
         x = batch.x
-        shape = self.objective.samples, len(x), self.vae.d
+        shape = self.objective.samples, len(x), vae.d
         eps = torch.randn(shape, generator=noise, device=x.device, dtype=x.dtype)  # [V, B, d]
         rank, world = self.global_rank, self.trainer.world_size
-        return self.objective(self.vae, self.share(batch), eps[:, rank::world])
+        return self.objective(vae, self.share(batch), eps[:, rank::world])
 
     def share(self, batch: Batch) -> Batch:
         """Every world_size-th datum of the batch, from this process's rank on."""
@@ -214,5 +245,5 @@ class LitVAE(pl.LightningModule):
 
 
 def named(values: Float[Tensor, " k"]) -> dict[str, Tensor]:
-    """The values of Terms that are logged, by name."""
-    return {name: v for name, v in zip(Terms._fields, values, strict=True) if name != "loss"}
+    """The values of Terms by name."""
+    return dict(zip(Terms._fields, values, strict=True))

@@ -1,5 +1,6 @@
 """Exact statistics over data, whatever the batch sizes or the number of processes."""
 
+import math
 from typing import NamedTuple, final
 
 import torch
@@ -12,8 +13,9 @@ _EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class Statistics(NamedTuple):
-    """Of k values over n data: their means, their variances (1/n), and the standard errors of the means."""
+    """Of k values over n data: n, their means, their variances (1/n), and the standard errors of the means."""
 
+    n: Float[Tensor, ""]
     mean: Float[Tensor, " k"]
     variance: Float[Tensor, " k"]
     error: Float[Tensor, " k"]
@@ -49,4 +51,16 @@ class Moments(Metric):
         """Of all data so far, on all processes."""
         mean = self.total / self.n
         variance = (self.squares / self.n - mean**2).clamp(min=0)
-        return Statistics(mean, variance, (variance / self.n).sqrt())
+        return Statistics(self.n, mean, variance, (variance / self.n).sqrt())
+
+
+def bits_per_dim(log_p: Tensor, D: int, levels: int) -> Tensor:
+    """Nats per datum as bits for each of its D values: what coding them would take.
+
+    Args:
+        log_p: log p(x), or a bound of it
+        D: values of one datum
+        levels: 1 where p(x) is a probability; where it is the density of dequantised data, (pixel + u) / levels, their
+            number of levels: the density's mean over a cell of volume levels^-D is the pixels' probability
+    """
+    return (D * math.log(levels) - log_p) / (D * math.log(2))

@@ -1,6 +1,7 @@
 """`vae-lab train`: build the parts, check that they fit, train, test, and say where the results are."""
 
 import contextlib
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
+from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from vae_lab import hints, runs
 from vae_lab.checks import number, whole
-from vae_lab.commands.common import blame, build, paths_list, plus_minus, quieten, results_table, shown
+from vae_lab.commands.common import bit_levels, blame, build, paths_list, plus_minus, quieten, results_table, shown
 from vae_lab.data.module import InMemory
+from vae_lab.interfaces import Batch
+from vae_lab.levels import Levels, count_levels
 from vae_lab.lit import LitVAE
 from vae_lab.vae import VAE
 
@@ -66,6 +71,7 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
     check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     vae = build_vae(cfg)
+    check_prior(cfg, vae)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
     try:
         optimizer(vae.parameters())
@@ -78,7 +84,11 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
         data.setup("fit")
     except ValueError as error:
         raise ValueError(blame(cfg, "data", str(error))) from error
+    check_labels(cfg, vae, data)
     check_support(cfg, vae, data)
+    fill_table(cfg, vae, data, trainer)
+    check_objective(cfg, lit, data)
+    lit.levels = bit_levels(vae, data)
     return data, lit, trainer
 
 
@@ -87,7 +97,26 @@ def build_vae(cfg: DictConfig) -> VAE:
     likelihood = build(cfg, "likelihood")
     if "outputs" in cfg.decoder and cfg.decoder.outputs is None:
         cfg.decoder.outputs = likelihood.outputs
-    return VAE(build(cfg, "encoder"), build(cfg, "decoder"), likelihood, build(cfg, "prior"))
+    later = {"n": 1} if "n" in cfg.encoder and cfg.encoder.n is None else {}  # the data are counted by `fill_table`
+    return VAE(build(cfg, "encoder", **later), build(cfg, "decoder"), likelihood, build(cfg, "prior"))
+
+
+def fill_table(cfg: DictConfig, vae: VAE, data: InMemory, trainer: pl.Trainer) -> None:
+    """Gives an encoder that has parameters for each training datum (6) as many as there are data, and `cfg` too.
+
+    Raises:
+        ValueError: if `cfg` has another number, or for several GPUs, which cannot share sparse gradients.
+    """
+    if vae.encoder.amortised:
+        return
+    if trainer.world_size > 1 and trainer.strategy.root_device.type != "cpu":
+        given = cfg.trainer.devices
+        raise ValueError(f"trainer.devices must be 1 for {cfg.encoder._target_}, except on the CPU, got {given}")
+    if cfg.encoder.n is None:
+        cfg.encoder.n = data.n
+        vae.encoder = build(cfg, "encoder")
+    elif cfg.encoder.n != data.n:
+        raise ValueError(f"encoder.n must be {data.n}, the number of training data, or null, got {cfg.encoder.n}")
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -105,6 +134,11 @@ def check_values(cfg: DictConfig) -> None:
     whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)
     if cfg.trainer.gradient_clip_val is not None:
         number("trainer.gradient_clip_val", cfg.trainer.gradient_clip_val, above=0.0)
+    if not cfg.posterior._target_.endswith(".Diagonal") and "posterior" not in cfg.encoder:
+        raise ValueError(
+            f"posterior must be diagonal where the encoder takes none, as {cfg.encoder._target_}; "
+            f"got {cfg.posterior._target_}; choose encoder=mlp or encoder=conv"
+        )
     if "lr" in cfg.optimizer:
         number("optimizer.lr", cfg.optimizer.lr, above=0.0)
 
@@ -135,16 +169,58 @@ def check_devices(accelerator: str, devices: object) -> None:
         raise ValueError(f"trainer.devices must be between 1 and {there} ({what} here), or auto, got {devices}")
 
 
+def check_prior(cfg: DictConfig, vae: VAE) -> None:
+    """Raises ValueError if the prior cannot be made from the encoder."""
+    try:
+        with torch.no_grad():
+            vae.p_z()
+    except ValueError as error:
+        raise ValueError(blame(cfg, "prior", str(error))) from error
+
+
+def check_labels(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
+    """Raises ValueError if the model is conditional and some datum has no label, or one that is not below `classes`."""
+    classes = [part.classes for part in (vae.encoder, vae.decoder) if part.classes]
+    assert data.splits is not None
+    for pixels in data.splits if classes else ():
+        if pixels.label is None:
+            raise ValueError(f"classes must be 0 for {cfg.data._target_}, which has no labels here, got {cfg.classes}")
+        if len(pixels.label) and (pixels.label.min() < 0 or pixels.label.max() >= min(classes)):
+            low, high = pixels.label.aminmax()
+            raise ValueError(f"classes must be above every label, from 0; these are {low} to {high}, got {cfg.classes}")
+
+
 def check_support(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
     """Raises ValueError if the likelihood gives some training datum no density."""
     support = vae.likelihood.support
     for batch in data.train_feed():
         if not support.check(batch.x).all():
-            low, high = batch.x.aminmax()
             raise ValueError(
                 f"likelihood: {cfg.likelihood._target_} needs data in {support}, but those of {cfg.data._target_} "
-                f"reach from {low:g} to {high:g}; use likelihood=gaussian, or scale the data"
+                f"{misfit(support, batch.x, data)}"
             )
+
+
+def misfit(support: Constraint, x: Tensor, data: InMemory) -> str:
+    """What is wrong with the data, of which x do not lie in `support`, and what helps."""
+    low, high = x.aminmax()
+    if not isinstance(support, Levels) or low < 0 or high > 1:
+        return f"reach from {low:g} to {high:g}; use likelihood=gaussian, or scale the data"
+    if levels := count_levels(batch.x for batch in data.train_feed()):
+        return f"have {levels} levels; use likelihood.levels={levels}"
+    raw = "" if data.source.levels is None else f"preprocessing=raw likelihood.levels={data.source.levels}, or "
+    return f"lie between such levels; use {raw}likelihood=gaussian"
+
+
+def check_objective(cfg: DictConfig, lit: LitVAE, data: InMemory) -> None:
+    """Raises ValueError if the objective cannot be had of this model: it is tried on two data."""
+    batch = next(iter(data.train_feed()))
+    two = Batch(*(None if values is None else values[:2] for values in batch))  # type: ignore[arg-type]
+    objective, vae = copy.deepcopy(lit.objective), copy.deepcopy(lit.vae)  # training mode may count, or average
+    try:
+        objective(vae, two, torch.zeros(objective.samples, len(two.x), vae.d))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(blame(cfg, "objective", str(error))) from error
 
 
 def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
@@ -171,7 +247,11 @@ def close(loggers: list[Logger], code: int) -> None:
 def tell(folder: Path, metrics: dict[str, float | None], loggers: list[Logger]) -> None:
     """Prints the test metrics and where everything is."""
     console = Console()
-    names = [n for n in ("test/elbo", "test/rec", "test/kl", "test/active_units", "val/elbo") if n in metrics]
+    names = [
+        n
+        for n in ("test/elbo", "test/rec", "test/kl", "test/bits_per_dim", "test/active_units", "val/elbo")
+        if n in metrics
+    ]
     results_table("nats per datapoint", {n: plus_minus(metrics, n) for n in names}, console)
     here = shown(folder)
     places = {"run": here, "metrics": here / runs.METRICS, "checkpoints": here / "checkpoints"}

@@ -40,9 +40,14 @@ class InMemory(pl.LightningDataModule):
             self.splits = self.source.load()
 
     @property
+    def n(self) -> int:
+        """Training data."""
+        return len(self._split("train").x)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches of training data in an epoch."""
-        return math.ceil(len(self._split("train").x) / self.sampling.batch_size)
+        return math.ceil(self.n / self.sampling.batch_size)
 
     def train_dataloader(self) -> Blocks:
         """The batches of `train_feed`, in the sampling's blocks."""
