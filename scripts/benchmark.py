@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py training                      # Fashion-MNIST's shape with random pixels
 python scripts/benchmark.py training --root DIR           # real Fashion-MNIST, from its four files in DIR
+python scripts/benchmark.py evaluation                    # IWAE-1000 of 1,000 images
 """
 
 import argparse
@@ -33,11 +34,15 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vae_lab import hints
+from vae_lab import decoders, encoders, hints, likelihoods, priors
 from vae_lab.callbacks import Progress
 from vae_lab.cli import register_resolvers
 from vae_lab.commands import train
 from vae_lab.data.sources import Digits, FashionMnist
+from vae_lab.distributions import reparameterise
+from vae_lab.evaluation.importance import importance
+from vae_lab.interfaces import Batch
+from vae_lab.vae import VAE
 
 BATCH = 100
 
@@ -270,14 +275,111 @@ def show(results: dict[str, dict], console: Console) -> None:
     console.print(table)
 
 
+# --- evaluation
+
+REENCODING = {"re-encodes, 100 a time": 100, "re-encodes, 500 a time": 500}
+"""pythae's `get_nll` has 100 by default; 500 is quickest for this model."""
+GOAL, SECONDS, D, HIDDEN, LATENT = 1.8, 60.0, (1, 28, 28), 500, 20
+
+
+def scored(images: int) -> tuple[VAE, Batch]:
+    """W1's model, untrained, and images; neither changes the time."""
+    torch.manual_seed(0)
+    encoder, decoder = (part.MLP(D, LATENT, [HIDDEN], "tanh") for part in (encoders, decoders))
+    vae = VAE(encoder, decoder, likelihoods.Bernoulli(D), priors.StandardNormal(LATENT)).eval()
+    return vae, Batch(torch.rand(images, *D), torch.arange(images))
+
+
+@torch.no_grad()
+def reencode(vae: VAE, batch: Batch, K: int, chunk: int) -> Tensor:
+    """IWAE-K with the encoder run for each repeated image, one chunk at a time, as pythae's `get_nll` does."""
+    found, p = [], vae.p_z()
+    for x in batch.x:
+        log_w = []
+        for start in range(0, K, chunk):
+            repeated = x.expand(min(chunk, K - start), *x.shape).contiguous()
+            q = vae.encoder(Batch(repeated, torch.zeros(len(repeated), dtype=torch.int64)))
+            z = reparameterise(q, torch.randn(1, len(repeated), vae.d))
+            log_w.append((vae.p_x(z).log_prob(repeated) + p.log_prob(z) - q.log_prob(z))[0])
+        found.append(torch.cat(log_w).logsumexp(0) - np.log(K))
+    return torch.stack(found)
+
+
+def evaluation(images: int, K: int, segments: int) -> dict:
+    """Seconds for IWAE-K of all images, each contender's taken in segments that take turns; torch's own threads."""
+    vae, batch = scored(images)
+    contenders: dict[str, Callable[[Batch], object]] = {"vae_lab": lambda part: importance(vae, part, K)}
+    for name, chunk in REENCODING.items():
+        contenders[name] = lambda part, chunk=chunk: reencode(vae, part, K, chunk)  # type: ignore[misc]
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for work in contenders.values():
+        work(Batch(batch.x[:1], batch.index[:1]))  # warms up
+    for x in batch.x.tensor_split(segments):
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work(Batch(x, torch.arange(len(x))))
+            seconds[name].append(time.perf_counter() - start)
+    ratios = {
+        name: statistics.median(b / a for a, b in zip(seconds["vae_lab"], seconds[name], strict=True))
+        for name in REENCODING
+    }
+    total = {name: sum(s) for name, s in seconds.items()}
+    return {"images": images, "K": K, "seconds": total, "vae_lab_faster": ratios, "segments": seconds}
+
+
+def evaluation_memory(K: int) -> int:
+    """The bytes that a fresh process needs for IWAE-K of a few images, above those for its imports and the model."""
+    vae, batch = scored(32)
+    before = peak()
+    importance(vae, batch, K)
+    return peak() - before
+
+
+def show_evaluation(result: dict, console: Console) -> None:
+    """The table of `evaluation`."""
+    table = Table("IWAE", "seconds", "times vae_lab's", "goal")
+    for name, seconds in result["seconds"].items():
+        ratio = result["vae_lab_faster"].get(name)
+        whole = (result["images"], result["K"]) == (1000, 1000)
+        goal = f">= {GOAL}" if ratio else f"<= {SECONDS:.0f} s for 1,000 images, K = 1,000, two cores"
+        met = "" if not ratio and not whole else " ✓" if (ratio >= GOAL if ratio else seconds <= SECONDS) else " ✗"
+        table.add_row(name, f"{seconds:.1f}{'' if ratio else met}", f"{ratio:.2f}{met}" if ratio else "", goal)
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training"])
+    parser.add_argument("what", choices=["training", "evaluation"])
     parser.add_argument("--segments", type=int, default=7, help="timed segments of each contender (default 7)")
     parser.add_argument("--only", choices=[work.name for work in WORKLOADS], help="one workload (default: all)")
     parser.add_argument("--root", help="a folder with the files of Fashion-MNIST")
+    parser.add_argument("--images", type=int, default=1000, help="how many to evaluate (default 1000)")
+    parser.add_argument("--samples", type=int, default=1000, help="K, of each of them (default 1000)")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark.json"), help="where the figures go")
     arguments = parser.parse_args()
+    console = Console()
+    found: dict[str, object] = {"torch": torch.__version__}
+    if arguments.what == "training":
+        results, memory = train_all(arguments)
+        show(results, console)
+        machine = f"one thread, {platform.machine()}"
+        console.print(f"peak memory of {WORKLOADS[0].name} above the imports: {memory / 2**20:.0f} MiB; {machine}")
+        found |= {"training": results, "memory": memory}
+    else:
+        result = evaluation(arguments.images, arguments.samples, arguments.segments)
+        show_evaluation(result, console)
+        for K in (1000, 10_000):
+            result[f"memory_{K}"] = memory = in_fresh_process(evaluation_memory, K)
+            console.print(f"peak memory of IWAE-{K} above the imports: {memory / 2**20:.0f} MiB (allowed: 1024)")
+        console.print(f"{torch.get_num_threads()} thread(s), {platform.machine()}")
+        found |= {"evaluation": result}
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(found, indent=2))
+    console.print(f"written: {arguments.json}")
+
+
+def train_all(arguments: argparse.Namespace) -> tuple[dict[str, dict], int]:
+    """The results of `training`, and the peak memory of the first workload."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     register_resolvers()
@@ -285,15 +387,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workloads = [work for work in WORKLOADS if arguments.only in (None, work.name)]
         results = training(workloads, arguments.segments, arguments.root, Path(folder))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            memory = fresh.submit(peak_memory, workloads[0], Path(folder)).result()
-    console = Console()
-    show(results, console)
-    machine = f"one thread, {platform.machine()}"
-    console.print(f"peak memory of {workloads[0].name} above the imports: {memory / 2**20:.0f} MiB; {machine}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"training": results, "memory": memory, "torch": torch.__version__}, indent=2))
-    console.print(f"written: {arguments.json}")
+        return results, in_fresh_process(peak_memory, workloads[0], Path(folder))
+
+
+def in_fresh_process(work: Callable[..., int], *given: object) -> int:
+    """The value of `work`, in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(work, *given).result()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 import vae_lab
-from vae_lab import decoders, encoders, likelihoods, priors, runs
+from vae_lab import decoders, encoders, likelihoods, posteriors, priors, runs
+from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 
 SHAPE, D = [1, 4, 4], 2
@@ -94,6 +95,33 @@ def test_the_checkpoint_is_chosen(folder):
     loaded = runs.load(folder, checkpoint="last")
     assert torch.equal(loaded.decoder.net[0].bias, vae.decoder.net[0].bias)
     assert not torch.equal(runs.load(folder).decoder.net[0].bias, vae.decoder.net[0].bias)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "more"),
+    [(posteriors.Diagonal, {}), (posteriors.Full, {}), (posteriors.Flow, {"transforms": 2, "hidden": [4]})],
+)
+@pytest.mark.parametrize(
+    ("prior", "less"), [(priors.Mixture, {}), (priors.Vamp, {"shape": SHAPE})], ids=["mixture", "vamp"]
+)
+def test_a_parts_part_comes_back(tmp_path, posterior, more, prior, less):
+    config = make_config()
+    config["encoder"]["posterior"] = {"_target_": f"vae_lab.posteriors.{posterior.__name__}", "d": D, **more}
+    config["prior"] = {"_target_": f"vae_lab.priors.{prior.__name__}", "d": D, "components": 3, **less}
+    vae = VAE(
+        encoders.MLP(SHAPE, D, [5], "tanh", posterior(d=D, **more)),
+        decoders.MLP(SHAPE, D, [5], "tanh"),
+        likelihoods.Gaussian(SHAPE, 0.3),
+        prior(d=D, components=3, **less),
+    )
+    runs.write(tmp_path / runs.CONFIG, config)
+    save(tmp_path, vae)
+    loaded, z = runs.load(tmp_path), torch.randn(5, D)
+    assert type(loaded.encoder.posterior) is posterior
+    assert torch.equal(loaded.sample(z), vae.sample(z))
+    batch = Batch(torch.rand(4, *SHAPE), torch.arange(4))
+    q, again = vae.encoder(batch), loaded.encoder(batch)
+    assert torch.equal(again.log_prob(z[:4]), q.log_prob(z[:4]))
 
 
 def test_data_and_objective_come_back(folder):

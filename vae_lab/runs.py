@@ -131,9 +131,22 @@ def load(folder: str | Path, packages: Sequence[str] = (), checkpoint: str = "be
     return vae.eval()
 
 
-def load_data(folder: str | Path, packages: Sequence[str] = ()) -> tuple[Source, Preprocessing, Sampling, int]:
-    """What a run's data were made of: source, preprocessing, sampling, and the run's seed; as safe as `load`."""
+def load_data(
+    folder: str | Path, packages: Sequence[str] = (), root: str | None = None
+) -> tuple[Source, Preprocessing, Sampling, int]:
+    """What a run's data were made of: source, preprocessing, sampling, and the run's seed; as safe as `load`.
+
+    Args:
+        root: where the data, or others like them, are now; None: where they were
+    Raises:
+        ValueError: if they cannot be built, or have no root.
+    """
     config = read_config(folder)
+    if root is not None:
+        if "root" not in config["data"]:
+            source = config["data"].get("_target_")
+            raise ValueError(f"data.root must be null for {source}, which has none, got {root!r}")
+        config["data"]["root"] = root
     return (
         build(config, "data", Source, packages),
         build(config, "preprocessing", Preprocessing, packages),
