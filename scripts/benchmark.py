@@ -40,7 +40,7 @@ from vae_lab.cli import register_resolvers
 from vae_lab.commands import train
 from vae_lab.data.sources import Digits, FashionMnist
 from vae_lab.distributions import reparameterise
-from vae_lab.evaluation.importance import importance
+from vae_lab.evaluation.estimators import importance
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 

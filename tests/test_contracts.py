@@ -8,10 +8,12 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.distributions import constraints
 from torch.func import functional_call, stack_module_state, vmap
 
 from vae_lab import decoders, encoders, hints, interfaces, likelihoods, objectives, posteriors, priors, schedules
 from vae_lab.data import preprocessing, sampling, sources
+from vae_lab.distributions import centre, reparameterise
 from vae_lab.interfaces import Batch, Decoder, Encoder, Likelihood, Posterior, Prior
 from vae_lab.objectives import Elbo, Objective
 from vae_lab.vae import VAE
@@ -33,7 +35,7 @@ GROUPS = {
 }
 GROUP = {cls: group for group, found in GROUPS.items() for cls in found}
 
-IMAGES, VECTOR, D = [(1, 8, 8), (3, 5, 7), (1, 28, 20)], (6,), 3
+IMAGES, VECTOR, D, LEVELS = [(1, 8, 8), (3, 5, 7), (1, 28, 20)], (6,), 3, 5
 
 
 def arguments(cls, shape=(1, 8, 8), d=D):
@@ -43,7 +45,8 @@ def arguments(cls, shape=(1, 8, 8), d=D):
         if node["_target_"] == f"{cls.__module__}.{cls.__name__}":
             known = {"${data.shape}": list(shape), "${d}": d, "${classes}": 0, "${posterior}": None}
             given = {k: known.get(str(v), v) for k, v in node.items() if not k.startswith("_")}
-            return given | ({"outputs": 1} if "outputs" in given else {})
+            few = {"outputs": 1, "levels": LEVELS, "n": 4}
+            return given | {k: v for k, v in few.items() if k in given}
     raise AssertionError(f"{cls.__name__} has no YAML file in conf/{GROUP[cls]}")
 
 
@@ -73,8 +76,8 @@ def make_vae(encoder, decoder, likelihood, shape, seed=0):
 
 def make_batch(shape, n=4):
     """Data that lie in every likelihood's support."""
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    return Batch(x, torch.arange(n))
+    pixels = torch.randint(LEVELS, (n, *shape), generator=torch.Generator().manual_seed(n))
+    return Batch(pixels.double() / (LEVELS - 1), torch.arange(n))
 
 
 def noise(*shape):
@@ -123,8 +126,9 @@ def test_likelihood_sums_over_a_datum(likelihood, shape, lead):
     p = part(noise(*lead, *decoders.eta_shape(shape, part.outputs)))
     assert p.batch_shape == lead and p.event_shape == shape
     assert p.log_prob(make_batch(shape, lead[-1]).x).shape == lead
-    assert p.mean.shape == (*lead, *shape)
-    assert build(likelihood, shape).support.check(p.mean).all()
+    assert p.mean.shape == p.variance.shape == (*lead, *shape) and (p.variance > 0).all()
+    between = part.support if part.grid is None else constraints.unit_interval
+    assert between.check(p.mean).all()
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=name)
@@ -135,10 +139,62 @@ def test_prior_is_over_d(prior, dtype):
     assert p.log_prob(noise(2, 4, D).to(dtype)).shape == (2, 4)
 
 
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lead", [(), (0,), (4,), (2, 4)])
+def test_posterior_takes_its_numbers(posterior, dtype, lead):
+    part = build(posterior).to(dtype)
+    h = noise(2, 4, part.size).to(dtype).reshape(-1, part.size)[: math.prod(lead)].reshape(*lead, part.size)
+    q = part(h)
+    assert q.batch_shape == lead and q.event_shape == (part.d,) == (D,)
+    z = reparameterise(q, noise(5, *lead, D).to(dtype))
+    assert z.shape == (5, *lead, D) and z.dtype == dtype
+    log_q = q.log_prob(z)
+    assert log_q.shape == (5, *lead) and log_q.dtype == dtype and log_q.isfinite().all()
+    assert centre(q).shape == (*lead, D) and centre(q).dtype == dtype
+
+
+class Drawn(nn.Module):
+    """Samples of a posterior or a prior, and their log densities, as a function of the noise."""
+
+    def __init__(self, part, given):
+        super().__init__()
+        self.part, self.given = part, given
+
+    def forward(self, eps):
+        p = self.part(self.given)
+        return (z := reparameterise(p, eps)), p.log_prob(z)
+
+
+@pytest.mark.parametrize("cls", [*POSTERIORS, *PRIORS], ids=name)
+def test_posteriors_and_priors_stack(cls):
+    """Under `vmap` over their parameters and noise, they do what each does alone: values and gradients."""
+    eps, models = noise(2, 5, 4, D), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        part = build(cls).double()
+        models.append(Drawn(part, noise(4, part.size) if cls in POSTERIORS else build(ENCODERS[0]).double()))
+    parameters, buffers = stack_module_state(models)
+    together = vmap(lambda p, b, e: functional_call(models[0], (p, b), (e,)))(parameters, buffers, eps)
+    alone = [model(e) for model, e in zip(models, eps, strict=True)]
+    for a, *b in zip(together, *alone, strict=True):
+        torch.testing.assert_close(a, torch.stack(b))
+    used = [k for k, v in parameters.items() if together[1].requires_grad and k.startswith("part.")]
+    if used:
+        gradients = torch.autograd.grad(together[1].sum(), [parameters[k] for k in used])
+        sum(log_p.sum() for _, log_p in alone).backward()
+        for key, gradient in zip(used, gradients, strict=True):
+            each = [dict(model.named_parameters())[key].grad for model in models]
+            torch.testing.assert_close(gradient, torch.stack(each))
+
+
 # The whole
 
+# every likelihood with every decoder, whose numbers it takes; it sees nothing of the encoder
+MODELS = each_shape(ENCODERS, DECODERS, LIKELIHOODS[:1]) + each_shape(ENCODERS[:1], DECODERS, LIKELIHOODS[1:])
 
-@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), each_shape(ENCODERS, DECODERS, LIKELIHOODS))
+
+@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), MODELS)
 def test_model(encoder, decoder, likelihood, shape):
     """Terms of one datum or more; finite gradients of every parameter; the same after saving and loading."""
     vae, V = make_vae(encoder, decoder, likelihood, shape), 2
@@ -148,8 +204,9 @@ def test_model(encoder, decoder, likelihood, shape):
 
     terms.loss.sum().backward()
     for parameter, value in vae.named_parameters():
-        assert value.grad is not None and value.grad.isfinite().all(), parameter
-        assert value.grad.any(), parameter
+        assert value.grad is not None, parameter
+        gradient = value.grad.to_dense()  # that of phi_i is sparse
+        assert gradient.isfinite().all() and gradient.any(), parameter
 
     file = io.BytesIO()
     torch.save(vae.state_dict(), file)
@@ -160,7 +217,7 @@ def test_model(encoder, decoder, likelihood, shape):
     assert all(torch.equal(a, b) for a, b in zip(again, terms, strict=True))
 
 
-@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), each_shape(ENCODERS, DECODERS, LIKELIHOODS))
+@pytest.mark.parametrize(("encoder", "decoder", "likelihood", "shape"), MODELS)
 def test_models_stack(encoder, decoder, likelihood, shape):
     """Under `vmap` over their parameters and noise, models do what each does alone: values and gradients."""
     V, batch = 2, make_batch(shape)
@@ -172,14 +229,16 @@ def test_models_stack(encoder, decoder, likelihood, shape):
         return functional_call(models[0], (parameters, buffers), (eps,))
 
     together = vmap(terms)(parameters, buffers, eps)
-    together.loss.sum().backward()
+    if models[0].vae.encoder.amortised:  # sparse gradients cannot be stacked
+        together.loss.sum().backward()
     for i, model in enumerate(models):
         alone = model(eps[i])
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[i], b)
-        alone.loss.sum().backward()
-        for key, value in model.named_parameters():
-            torch.testing.assert_close(parameters[key].grad[i], value.grad)
+        if model.vae.encoder.amortised:
+            alone.loss.sum().backward()
+            for key, value in model.named_parameters():
+                torch.testing.assert_close(parameters[key].grad[i], value.grad)
 
 
 def test_parts_must_fit():
@@ -201,11 +260,27 @@ WRONG = {
     "outputs": [0, -1, 1.5, "abc", True],
     "classes": [-1, 1.5, "abc", True, None],
     "posterior": [],
+    "n": [0, -1, 1.5, "abc", True, None],
+    "lr": [0, -1, math.nan, math.inf, "abc", None],
+    "steps": [0, -1, 1.5, "abc", True, None],
     "V": [0, -3, 2.0, "abc", True, None],
+    "K": [0, -3, 2.0, "abc", True, None],
+    "kl": ["exact", None],
+    "beta": [-1, math.nan, "abc", None],
+    "warmup": [-1, 1.5, "abc", True, None],
+    "free_bits": [-1, math.inf, "abc", None],
+    "gradient": ["slt", None],
     "s2": [0, -1, math.nan, math.inf, "abc", None],
+    "floor": [0, -1, math.nan, "abc", None],
+    "scale": [0, -1, math.inf, "abc", None],
+    "rate": [0, -1, 1.5, math.nan, "abc", None],
+    "per_channel": ["abc", 1, None],
+    "levels": [1, -1, 2.5, "abc", True, None],
     "shape": ["abc", [0], [1, 2.5, 3], None],
     "hidden": ["x", [0], [5, "x"], 500, None],
     "channels": ["x", [0], [5, "x"], 32, None],
+    "components": [0, -1, 1.5, "abc", True, None],
+    "transforms": [0, -1, 1.5, "abc", True, None],
     "activation": ["tahn", "", None],
 }
 

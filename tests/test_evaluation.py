@@ -15,11 +15,11 @@ from vae_lab import decoders, encoders, likelihoods, posteriors, priors
 from vae_lab.distributions import DiagonalNormal, ProductBernoulli, reparameterise
 from vae_lab.evaluation import annealing, chunks
 from vae_lab.evaluation.annealing import ais, bdmc, simulate
+from vae_lab.evaluation.estimators import LogMeanExp, bound, importance, naive_mc
 from vae_lab.evaluation.images import images
-from vae_lab.evaluation.importance import LogMeanExp, bound, importance, naive_mc
 from vae_lab.evaluation.measures import activity, aggregate, collapsed, gaps, identity, information
 from vae_lab.evaluation.protocol import Protocol, Score, comparable, tabulate
-from vae_lab.evaluation.refine import refine, with_encoder
+from vae_lab.evaluation.refinement import refine, with_encoder
 from vae_lab.interfaces import Batch, Decoder, Encoder, Prior
 from vae_lab.oracles import PPCA
 from vae_lab.vae import VAE
@@ -268,7 +268,7 @@ def test_peak_memory(kind):
 import re, torch
 from pathlib import Path
 from vae_lab import decoders, encoders, likelihoods, priors
-from vae_lab.evaluation.importance import importance
+from vae_lab.evaluation.estimators import importance
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 torch.set_num_threads(1)

@@ -17,13 +17,13 @@ from torch.optim import SGD, Adam, SparseAdam
 import vae_lab
 from vae_lab import decoders, encoders, hints, likelihoods, posteriors, priors, schedules
 from vae_lab.cli import main
-from vae_lab.commands import oracle_free
+from vae_lab.commands import oracle_free_phi
 from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import Raw
 from vae_lab.data.sampling import Shuffled, WithReplacement
 from vae_lab.data.sources import Pixels, Source, Splits
 from vae_lab.evaluation.drawbacks import refit_time, untouched
-from vae_lab.evaluation.refine import fitted, refine, with_encoder
+from vae_lab.evaluation.refinement import fitted, refine, with_encoder
 from vae_lab.interfaces import Batch
 from vae_lab.lit import LitVAE
 from vae_lab.objectives import Elbo
@@ -314,12 +314,12 @@ def test_times_are_of_an_encoder():
 
 
 def test_the_story_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(oracle_free, "EPOCHS", 1)
-    monkeypatch.setattr(oracle_free, "STEPS", 100)
+    monkeypatch.setattr(oracle_free_phi, "EPOCHS", 1)
+    monkeypatch.setattr(oracle_free_phi, "STEPS", 100)
     data_node, likelihood = hints.read("data/digits"), hints.read("likelihood/gaussian")
     cfg = {"data": data_node, "d": 2, "likelihood": likelihood | {"shape": data_node["shape"]}, "seed": 0}
-    oracle_free.run(OmegaConf.create(cfg | {"paths": {"run": str(tmp_path)}}))
-    found = json.loads((tmp_path / oracle_free.RESULT).read_text())
+    oracle_free_phi.run(OmegaConf.create(cfg | {"paths": {"run": str(tmp_path)}}))
+    found = json.loads((tmp_path / oracle_free_phi.RESULT).read_text())
     assert found["untouched_Shuffled"] == 0 and 0.3 < found["untouched_WithReplacement"] < 0.45
     assert found["gap"] > 0 and "untouched" in capsys.readouterr().out
 

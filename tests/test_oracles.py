@@ -141,7 +141,7 @@ def test_arguments_are_checked():
 def test_chunks_do_not_matter(monkeypatch):
     x = synthetic(101).float()
     whole = PPCA.of(x)
-    monkeypatch.setattr("vae_lab.oracles.CHUNK", 10)
+    monkeypatch.setattr("vae_lab.oracles.ppca.CHUNK", 10)
     split = PPCA.of(x)
     torch.testing.assert_close(split.eigenvalues, whole.eigenvalues, rtol=1e-12, atol=0)
     assert split.log_p(2, 0.1) == pytest.approx(split.log_prob(x, 2, 0.1).mean().item(), rel=1e-12)

@@ -12,7 +12,7 @@ from torch import nn
 from vae_lab import decoders, encoders, likelihoods, pictures, posteriors, priors
 from vae_lab.callbacks import Pictures
 from vae_lab.distributions import centre
-from vae_lab.evaluation.refine import evaluating
+from vae_lab.evaluation.refinement import evaluating
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train a VAE and show what it learned",
     "evaluate": "score a finished run on held-out data",
+    "oracle ppca": "what the best linear VAE reaches, exactly and before any training; and its weights",
+    "oracle check": "prove the equations of the note: each measured, and held against its exact value",
+    "oracle schematic": "draw a run's model: the note's Figure 1 with its shapes and classes",
+    "oracle naive_mc": "why sampling the prior (1) fails as d grows",
+    "oracle free_phi": "what free phi_i cost (6): data left untouched, and the time of a refit",
 }
+"""One or two words, and what they do; `oracle ppca` is `conf/oracle_ppca.yaml` and `commands/oracle_ppca.py`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,13 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-sc" in argv or "--shell-completion" in argv:
         return _complete(argv)
-    if not argv or argv[0] not in COMMANDS:
-        lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
-        print("\n".join(["usage: vae-lab COMMAND [--help] [key=value ...]", "", "commands:", *lines]))
-        if not argv or argv[0] in ("-h", "--help"):
-            return
-        sys.exit(f"\n{argv[0]!r} is no command{closest(argv[0], COMMANDS)}")
-    command, arguments = argv[0], argv[1:]
+    command = _command(argv)
+    if command is None:
+        return _usage(argv)
+    arguments = argv[len(command.split()) :]
     if "--help" in arguments or "-h" in arguments:
         return print(hints.usage(command, COMMANDS[command]))
     try:
@@ -50,6 +53,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     _run(command, arguments)
+
+
+def _command(words: Sequence[str]) -> str | None:
+    """The command that `words` begin with."""
+    return next((name for name in COMMANDS if list(words[: len(name.split())]) == name.split()), None)
+
+
+def _usage(argv: Sequence[str]) -> None:
+    """Lists the commands, or those that begin with the word given; exits 1 if the words are neither."""
+    first = argv[0] if argv else ""
+    inside = [name for name in COMMANDS if name.split()[0] == first]
+    lines = [f"  {name:17} {COMMANDS[name]}" for name in inside or COMMANDS]
+    print("\n".join(["usage: vae-lab COMMAND [--help] [key=value ...]", "", "commands:", *lines]))
+    words = [word for word in argv[: 2 if inside else 1] if word not in ("-h", "--help")]
+    if len(words) > len(inside[:1]):
+        wrong = " ".join(words)
+        near = closest(wrong, COMMANDS) or closest(wrong, {name.split()[0] for name in COMMANDS})
+        sys.exit(f"\n{wrong!r} is no command{near}")
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
@@ -60,7 +81,7 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     try:
         with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises what it finds wrong, instead of printing it
             task = _task(command, as_typed, wants_traceback)
-            hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command)(task)()
+            hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=hints.root(command))(task)()
     except _Told:
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
@@ -77,7 +98,7 @@ class _Told(Exception):
 
 def _task(command: str, argv: list[str], wants_traceback: bool) -> Callable[[DictConfig], float | None]:
     def task(cfg: DictConfig) -> float | None:
-        run = importlib.import_module(f"vae_lab.commands.{command}").run
+        run = importlib.import_module(f"vae_lab.commands.{hints.root(command)}").run
         sys.argv = argv  # Lightning starts further processes of a run by repeating the command, as it was typed
         try:
             with _environment("HYDRA_FULL_ERROR", "1" if wants_traceback else "0"):
@@ -186,15 +207,22 @@ def _silent() -> "wandb.Settings":
 def _complete(argv: Sequence[str]) -> None:
     """Tab completion: `eval "$(vae-lab -sc install=bash)"`. Hydra completes one application; we have one a command."""
     words = os.environ.get("COMP_LINE", "").split(" ")
-    command = next((w for w in words[1:] if w in COMMANDS), None)
-    if any(a.startswith("query=") for a in argv) and (command is None or len(words) < 3):
-        print("\n".join(COMMANDS))
+    typed = [word for word in words[1:] if word]
+    command = _command(typed)
+    asks = any(a.startswith("query=") for a in argv)
+    if asks and (command is None or len(words) < 2 + len(command.split())):
+        # the commands' next words, given those before the one that is being typed
+        before = words[1:-1]
+        rest = [name.split()[len(before) :] for name in COMMANDS if name.split()[: len(before)] == before]
+        print("\n".join(dict.fromkeys(words[0] for words in rest if words)))
         return
     if command is not None:
-        words.remove(command)
+        for word in command.split():
+            words.remove(word)
         os.environ["COMP_LINE"] = " ".join(words)
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
-    arguments = [a for a in argv if a not in COMMANDS]
+    arguments = list(argv) if command is None else [a for a in argv if a not in command.split()]
     sys.argv = [sys.argv[0], *arguments]
     register_resolvers()
-    hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=command or "train")(lambda cfg: None)()
+    root = hints.root(command or "train")
+    hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=root)(lambda cfg: None)()

@@ -22,16 +22,21 @@ def read(name: str) -> dict[str, Any]:
     return yaml.load((CONF / f"{name}.yaml").read_text(), _YAML) or {}
 
 
+def root(command: str) -> str:
+    """The name of a command's root config, and of its module: `oracle ppca` has `oracle_ppca`."""
+    return command.replace(" ", "_")
+
+
 def groups(command: str) -> dict[str, list[str]]:
     """The config groups of a command, each with its options."""
-    names = [name for entry in read(command)["defaults"] if isinstance(entry, dict) for name in entry]
+    names = [name for entry in read(root(command))["defaults"] if isinstance(entry, dict) for name in entry]
     folders = [CONF / name for name in names if not name.startswith("override ")]
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 def keys(command: str) -> set[str]:
     """Every key that may be set, dotted: those at the root, and those of each group's options."""
-    found = set(_dotted({k: v for k, v in read(command).items() if k not in ("defaults", "hydra")}, ""))
+    found = set(_dotted({k: v for k, v in read(root(command)).items() if k not in ("defaults", "hydra")}, ""))
     for group, options in groups(command).items():
         if group != "experiment":  # an experiment has no keys of its own
             for option in options:
@@ -74,7 +79,7 @@ def _chosen(command: str, arguments: Iterable[str]) -> dict[str, str]:
     """The one option of each group that has one for sure: the default, or the last that was asked for."""
     if any(a.lstrip("+").startswith("experiment=") for a in arguments):
         return {}  # it may choose others
-    entries = [entry for entry in read(command)["defaults"] if isinstance(entry, dict)]
+    entries = [entry for entry in read(root(command))["defaults"] if isinstance(entry, dict)]
     chosen = {k: v for entry in entries for k, v in entry.items() if isinstance(v, str)}
     for key, _, value in (a.partition("=") for a in arguments):
         if key in chosen:
@@ -117,8 +122,8 @@ def absent_key(command: str, argument: str, key: str) -> str:
 
 def usage(command: str, what: str) -> str:
     """The text of `vae-lab COMMAND --help`."""
-    root = read(command)
-    defaults = {k: v for entry in root["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+    own = read(root(command))
+    defaults = {k: v for entry in own["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
     lines = [f"vae-lab {command}: {what}", "", f"usage: vae-lab {command} [key=value ...]", ""]
     choices = groups(command)
     if choices:
@@ -131,8 +136,11 @@ def usage(command: str, what: str) -> str:
             mark = "*" if option in chosen else " "
             lines += [f"  {group if i == 0 else '':15}{mark}{option:20} {' '.join(values)}".rstrip()]
     lines += ["", "keys of their own:"]
-    lines += [f"  {k}={_short(v)}" for k, v in root.items() if k not in ("defaults", "hydra", "paths")]
-    lines += [f"  paths.{k}={_short(v)}" for k, v in root.get("paths", {}).items() if "${" not in str(v)]
+    for key, value in own.items():
+        if key not in ("defaults", "hydra", "paths"):
+            inside = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+            lines += [f"  {k}={_short(v)}" for k, v in inside.items()]
+    lines += [f"  paths.{k}={_short(v)}" for k, v in own.get("paths", {}).items() if "${" not in str(v)]
     lines += ["", "-m runs every combination of comma-separated values; --cfg job prints the whole configuration;"]
     lines += ["--config-dir DIR adds groups and options of your own; --hydra-help shows the rest."]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
-from vae_lab.evaluation.refine import fitted
+from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments, bits_per_dim
 from vae_lab.objectives import Objective

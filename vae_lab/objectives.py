@@ -4,6 +4,7 @@
 `rec` and `kl` are those of the evidence lower bound (7), so that runs of different objectives compare.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -142,15 +143,14 @@ class Iwae(Objective):
             raise ValueError("likelihood must not be gaussian_optimal: its s2 is best for the ELBO, not for this bound")
         log_p_x = p_x.log_prob(batch.x)  # [K, B]
         log_w = log_p_x + p.log_prob(z) - (q if self.gradient == "plain" else detached(q)).log_prob(z)
-        bound = log_w.logsumexp(0) - torch.tensor(float(len(eps))).log()
+        bound = log_w.logsumexp(0) - math.log(len(eps))
+        loss = -bound
         if self.gradient == "dreg":
             w = log_w.softmax(0).detach()
             if z.requires_grad:
                 z.register_hook(lambda grad: w[..., None] * grad)  # sum_k w_k^2 on the way to the encoder
             pulled = (w * log_w).sum(0)
             loss = (pulled - bound).detach() - pulled
-        else:
-            loss = -bound
         rec, kl = log_p_x.mean(0), divergence(q, p, z, "analytic")
         return Terms(loss=loss, elbo=rec - kl, rec=rec, kl=kl)
 

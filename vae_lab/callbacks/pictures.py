@@ -13,7 +13,7 @@ from torch import Generator
 
 from vae_lab import pictures
 from vae_lab.checks import whole
-from vae_lab.evaluation.refine import evaluating, fitted
+from vae_lab.evaluation.refinement import evaluating, fitted
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 

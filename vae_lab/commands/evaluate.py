@@ -21,12 +21,12 @@ from vae_lab.checks import number, one_of, whole
 from vae_lab.commands.common import bit_levels, paths_list, plus_minus, quieten, results_table
 from vae_lab.commands.summary import add_to_summary
 from vae_lab.data.module import InMemory
-from vae_lab.evaluation import annealing, importance, measures
+from vae_lab.evaluation import annealing, estimators, measures
 from vae_lab.evaluation.chunks import Progress
+from vae_lab.evaluation.estimators import TRUSTED, Estimate
 from vae_lab.evaluation.images import images
-from vae_lab.evaluation.importance import TRUSTED, Estimate
 from vae_lab.evaluation.protocol import Protocol
-from vae_lab.evaluation.refine import fitted, refine, with_encoder
+from vae_lab.evaluation.refinement import fitted, refine, with_encoder
 from vae_lab.interfaces import Batch
 from vae_lab.lit import LitVAE
 from vae_lab.objectives import Elbo
@@ -131,9 +131,9 @@ def check_parts(task: Task) -> None:
     """Raises ValueError for an estimator that this run's parts cannot give, before anything is computed."""
     names = set(task.cfg.evaluation.estimators)
     if names & {"ais", "bdmc"}:
-        importance.require_density("prior", task.vae.p_z(), task.batch)
+        estimators.require_density("prior", task.vae.p_z(), task.batch)
     if names & {"importance", "gaps", "information"}:
-        importance.require_densities(task.vae, task.batch)
+        estimators.require_densities(task.vae, task.batch)
     if "images" in names and len(task.vae.shape) != 3:
         raise ValueError(f"evaluation.estimators: images needs data [C, H, W], got {list(task.vae.shape)}")
     if "bdmc" in names:
@@ -209,13 +209,13 @@ def elbo(task: Task) -> Values:
 
 def naive_mc(task: Task) -> Values:
     rng, e = task.generator("naive_mc"), task.cfg.evaluation
-    return estimated(importance.naive_mc(task.vae, task.batch, e.m, rng, e.max_memory, task.progress))
+    return estimated(estimators.naive_mc(task.vae, task.batch, e.m, rng, e.max_memory, task.progress))
 
 
 def importance_(task: Task) -> Values:
     rng, e = task.generator("importance"), task.cfg.evaluation
     vae, batch = fitted(task.vae, task.batch, rng)
-    return estimated(importance.importance(vae, batch, e.K, rng, e.max_memory, task.progress))
+    return estimated(estimators.importance(vae, batch, e.K, rng, e.max_memory, task.progress))
 
 
 def ais(task: Task) -> Values:
@@ -240,10 +240,10 @@ def gaps(task: Task) -> Values:
     rng, e = task.generator("gaps"), task.cfg.evaluation
     vae, batch = fitted(task.vae, task.batch, rng)
     free = refine(vae, batch.x, e.refine_steps, e.refine_lr, label=batch.label, generator=rng)
-    log_p = importance.importance(with_encoder(vae, free), batch, e.K, rng, e.max_memory, task.progress)
+    log_p = estimators.importance(with_encoder(vae, free), batch, e.K, rng, e.max_memory, task.progress)
     eps = torch.randn(e.V, len(batch.x), vae.d, generator=rng)
     # (4)  KL(q(z | x) || p(z | x)) = log p(x) - ELBO
-    parts = measures.identity(importance.bound(vae, batch, eps, e.max_memory), log_p)
+    parts = measures.identity(estimators.bound(vae, batch, eps, e.max_memory), log_p)
     split = measures.gaps(vae, free, batch, log_p, e.V, rng, e.max_memory)
     found = mean("log_p", parts.log_p) | mean("elbo", parts.elbo) | mean("kl_posterior", parts.kl, parts.kl_error)
     found |= mean("approximation", split.approximation, split.approximation_error)

@@ -12,7 +12,7 @@ from vae_lab.checks import whole
 from vae_lab.densities import Product
 from vae_lab.distributions import IsotropicNormal, ProductBernoulli, reparameterise
 from vae_lab.evaluation.chunks import GROUP, MEMORY, Progress, randn, rows_within, some
-from vae_lab.evaluation.importance import Estimate, LogMeanExp, require_density
+from vae_lab.evaluation.estimators import Estimate, LogMeanExp, require_density
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 

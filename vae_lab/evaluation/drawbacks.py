@@ -11,7 +11,7 @@ from torch.optim import SparseAdam
 from vae_lab.data.sampling import Sampling
 from vae_lab.decoders import Linear
 from vae_lab.encoders import Free
-from vae_lab.evaluation.refine import refine
+from vae_lab.evaluation.refinement import refine
 from vae_lab.interfaces import Batch
 from vae_lab.likelihoods import Gaussian
 from vae_lab.objectives import Elbo

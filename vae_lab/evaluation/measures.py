@@ -11,8 +11,8 @@ from vae_lab.checks import number, whole
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension, reparameterise
 from vae_lab.encoders import Free
 from vae_lab.evaluation.chunks import MEMORY, Progress, randn, rows_within, samples, some
-from vae_lab.evaluation.importance import Bound, Estimate, bound, divergences, require_densities
-from vae_lab.evaluation.refine import with_encoder
+from vae_lab.evaluation.estimators import Bound, Estimate, bound, divergences, require_densities
+from vae_lab.evaluation.refinement import with_encoder
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 

@@ -1,4 +1,4 @@
-"""Exact answers, in float64, that a trained model can be held against."""
+"""Probabilistic PCA: what the best linear VAE of given data reaches, from their covariance."""
 
 import math
 from dataclasses import dataclass
@@ -57,6 +57,10 @@ class PPCA:
         if whole("d", d) >= rank:
             raise ValueError(f"d must be below {rank}, the dimensions that the data have, got {d}")
         return self.eigenvalues[d:].mean().item()
+
+    def k(self, d: int, s2: float) -> int:
+        """How many latent dimensions the model uses: min(d, #{lambda_j > s2}). The others collapse onto the prior."""
+        return len(self._kept(d, s2)[0])
 
     def log_p(self, d: int, s2: float) -> float:
         """The largest mean log p(x) at this s2; with lambda_j > s2 for all j <= k (Tipping & Bishop 1999, (3), (7)):

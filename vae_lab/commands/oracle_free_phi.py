@@ -17,7 +17,7 @@ from vae_lab.data.sampling import Shuffled, WithReplacement
 from vae_lab.decoders import MLP as Decoder
 from vae_lab.encoders import MLP, Free
 from vae_lab.evaluation.drawbacks import refit_time, untouched
-from vae_lab.evaluation.refine import fitted, refine, with_encoder
+from vae_lab.evaluation.refinement import fitted, refine, with_encoder
 from vae_lab.interfaces import Batch, Encoder
 from vae_lab.lit import LitVAE
 from vae_lab.objectives import Elbo
