@@ -74,6 +74,10 @@ class LitVAE(pl.LightningModule):
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
 
+    def setup(self, stage: str) -> None:
+        rank, world = self.global_rank, self.trainer.world_size
+        self.alone, self.mine = world == 1, slice(rank, None, world)
+
     # --- training
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -99,7 +103,8 @@ class LitVAE(pl.LightningModule):
         self.noise = generator(self.device, self.seed, "noise")
         # Lightning's way through a backward pass and an optimiser step costs a small model a quarter of its time. It
         # is taken only where something depends on it: processes, mixed precision, a callback that looks inside a step
-        full = type(self.trainer.precision_plugin) in (Precision, DoublePrecision)
+        precision = type(self.trainer.precision_plugin)
+        self.native, full = precision is Precision, precision in (Precision, DoublePrecision)
         hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         watched = any(getattr(type(c), hook) is not getattr(pl.Callback, hook) for c in callbacks for hook in hooks)
@@ -108,7 +113,8 @@ class LitVAE(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.images, self.started = 0, perf_counter()
 
-    def training_step(self, block: list[Batch], block_idx: int) -> None:
+    def training_step(self, block: Iterable[Batch], block_idx: int) -> None:
+        batches = list(block) if self.native else self.trainer.precision_plugin.convert_input(list(block))
         found, schedule = self.optimizers(), self.lr_schedulers()
         optimizers: list[LightningOptimizer] = found if isinstance(found, list) else [found]
         assert not isinstance(schedule, list)
@@ -117,7 +123,7 @@ class LitVAE(pl.LightningModule):
         before, terms, norm = self.global_step, [], None
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
-        for step, batch in enumerate(block, before):
+        for step, batch in enumerate(batches, before):
             if step == self.trainer.max_steps:
                 break
             t = self.terms(self.vae, batch, self.noise)
@@ -127,7 +133,7 @@ class LitVAE(pl.LightningModule):
             # the mean over the whole batch, once the gradients have been averaged over the processes
             loss = t.loss.sum() * (self.trainer.world_size / len(batch.x))
             loss.backward() if self.plain else self.manual_backward(loss)
-            if logs and batch is block[-1]:
+            if logs and batch is batches[-1]:
                 gradients = [p.grad for p in self.parameters() if p.grad is not None]
                 norm = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
             if self.clip is not None:
@@ -220,16 +226,14 @@ class LitVAE(pl.LightningModule):
         x = batch.x
         shape = self.objective.samples, len(x), vae.d
         eps = torch.randn(shape, generator=noise, device=x.device, dtype=x.dtype)  # [V, B, d]
-        rank, world = self.global_rank, self.trainer.world_size
-        return self.objective(vae, self.share(batch), eps[:, rank::world])
+        return self.objective(vae, self.share(batch), eps if self.alone else eps[:, self.mine])
 
     def share(self, batch: Batch) -> Batch:
         """Every world_size-th datum of the batch, from this process's rank on."""
-        rank, world = self.global_rank, self.trainer.world_size
-        if world == 1:
+        if self.alone:
             return batch
-        label = None if batch.label is None else batch.label[rank::world]
-        return Batch(batch.x[rank::world], batch.index[rank::world], label)
+        label = None if batch.label is None else batch.label[self.mine]
+        return Batch(batch.x[self.mine], batch.index[self.mine], label)
 
     def log_all(self, values: dict[str, Tensor]) -> None:
         """Logs values that are the same on every process, at the present optimiser step (Lightning counts blocks)."""

@@ -1,6 +1,7 @@
 """One line that says how a fit goes."""
 
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from time import perf_counter
 
@@ -50,7 +51,12 @@ class Progress(pl.Callback):
         self._since, self._due = None, 0.0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: list[Batch], batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: Iterable[Batch],
+        batch_idx: int,
     ) -> None:
         if self._bar is None:
             return

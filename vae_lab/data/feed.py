@@ -105,6 +105,21 @@ class Feed:
 
 
 @final
+class Block:
+    """Some batches. Unlike a list, it is nothing that Lightning would search for tensors, which takes longer than a
+    step of a small model."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+@final
 class Blocks:
     """A feed's batches, `size` at a time, and the rest at the end: what a training step of LitVAE takes."""
 
@@ -124,7 +139,7 @@ class Blocks:
     def __len__(self) -> int:
         return math.ceil(len(self.feed) / self.size)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Block]:
         batches = iter(self.feed)
-        while block := list(islice(batches, self.size)):
-            yield block
+        while some := list(islice(batches, self.size)):
+            yield Block(some)
