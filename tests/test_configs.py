@@ -195,3 +195,29 @@ def test_typos_are_refused(argument, meant):
     assert message.startswith(key) and "\n" not in message
     assert meant is None or f"did you mean {meant!r}?" in message
     assert all(option in message for option in GROUPS.get(key, []))
+
+
+def test_what_an_experiment_chooses_is_known():
+    hints.check("train", ["experiment=kw13_fashion", "preprocessing.seed=3", "encoder.hidden=[5]"])
+    hints.check("train", ["experiment=kw13_fashion", "likelihood=gaussian", "likelihood.s2=1"])
+    with pytest.raises(
+        ValueError, match=r"^likelihood.s2=1: no key 's2' in the chosen likelihood; it belongs to .*gauss"
+    ):
+        hints.check("train", ["experiment=kw13_fashion", "likelihood.s2=1"])
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "{}"], ["--config-dir={}"], ["-cd", "{}"]])
+def test_folders_of_ones_own_are_read(tmp_path, flag):
+    words = [word.format(tmp_path) for word in flag]
+    (tmp_path / "likelihood").mkdir()
+    (tmp_path / "likelihood" / "mine.yaml").write_text("_target_: my.own.Likelihood\nsharpness: 3\n")
+    hints.check("train", [*words, "likelihood=mine", "likelihood.sharpness=4"])
+    with pytest.raises(ValueError, match="did you mean 'mine'"):
+        hints.check("train", [*words, "likelihood=mien"])
+    with pytest.raises(ValueError, match=r"no key 's2' in the chosen likelihood"):
+        hints.check("train", [*words, "likelihood=mine", "likelihood.s2=4"])
+    with pytest.raises(ValueError, match=r"it belongs to likelihood=mine"):
+        hints.check("train", [*words, "likelihood.sharpness=4"])
+    # options made of others are Hydra's to judge
+    (tmp_path / "likelihood" / "nested.yaml").write_text("defaults: [gaussian]\n")
+    hints.check("train", [*words, "likelihood=nested", "likelihood.what=4"])

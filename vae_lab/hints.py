@@ -1,6 +1,6 @@
 """What the command line says without composing anything: the help, and what is wrong with a word, read from `conf/`.
 
-Importing this imports neither Hydra nor torch.
+Importing this imports neither Hydra nor torch. `more` are folders of the user's own, beside `conf/` (--config-dir).
 """
 
 import re
@@ -17,9 +17,10 @@ CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  #
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML has it: ten times faster
 
 
-def read(name: str) -> dict[str, Any]:
-    """A YAML file of `conf/`, as it stands."""
-    return yaml.load((CONF / f"{name}.yaml").read_text(), _YAML) or {}
+def read(name: str, more: Sequence[Path] = ()) -> dict[str, Any]:
+    """A YAML file, as it stands."""
+    files = [folder / f"{name}.yaml" for folder in (CONF, *more)]
+    return yaml.load(next((file for file in files if file.exists()), files[0]).read_text(), _YAML) or {}
 
 
 def root(command: str) -> str:
@@ -27,21 +28,21 @@ def root(command: str) -> str:
     return command.replace(" ", "_")
 
 
-def groups(command: str) -> dict[str, list[str]]:
+def groups(command: str, more: Sequence[Path] = ()) -> dict[str, list[str]]:
     """The config groups of a command, each with its options."""
     names = [name for entry in read(root(command))["defaults"] if isinstance(entry, dict) for name in entry]
-    folders = [CONF / name for name in names if not name.startswith("override ")]
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    names = [name for name in names if not name.startswith("override ")]
+    return {n: sorted({file.stem for folder in (CONF, *more) for file in (folder / n).glob("*.yaml")}) for n in names}
 
 
-def keys(command: str) -> set[str]:
+def keys(command: str, more: Sequence[Path] = ()) -> set[str]:
     """Every key that may be set, dotted: those at the root, and those of each group's options."""
     found = set(_dotted({k: v for k, v in read(root(command)).items() if k not in ("defaults", "hydra")}, ""))
-    for group, options in groups(command).items():
+    for group, options in groups(command, more).items():
         if group != "experiment":  # an experiment has no keys of its own
             for option in options:
                 where = f"{group}.{option}." if group == "callbacks" else f"{group}."
-                found |= {group, where.rstrip("."), *_dotted(read(f"{group}/{option}"), where)}
+                found |= {group, where.rstrip("."), *_dotted(read(f"{group}/{option}", more), where)}
     return found
 
 
@@ -56,10 +57,13 @@ def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
 def check(command: str, arguments: Iterable[str]) -> None:
     """Raises ValueError for a key or option that is nowhere in `conf/`: what Hydra would refuse, said sooner."""
     arguments = list(arguments)
-    if any(a.startswith(("-cd", "-cp", "-cn", "--config")) for a in arguments):
-        return  # there are more keys than ours
-    known, choices = keys(command), groups(command)
-    chosen = _chosen(command, arguments)
+    if any(a.startswith(("-cp", "-cn", "--config-path", "--config-name")) for a in arguments):
+        return  # another root
+    more = _folders(arguments)
+    known, choices = keys(command, more), groups(command, more)
+    if "defaults" in known or any(part.endswith(".defaults") for part in known):
+        return  # an option that is made of others: only composing it tells its keys
+    chosen = _chosen(command, arguments, more)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
@@ -71,25 +75,35 @@ def check(command: str, arguments: Iterable[str]) -> None:
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
             raise ValueError(unknown_key(argument, key, known))
-        elif (group := key.partition(".")[0]) in chosen and not _has(group, chosen[group], key):
-            raise ValueError(absent_key(command, argument, key))
+        elif (group := key.partition(".")[0]) in chosen and not _has(group, chosen[group], key, more):
+            raise ValueError(absent_key(command, argument, key, more))
 
 
-def _chosen(command: str, arguments: Iterable[str]) -> dict[str, str]:
-    """The one option of each group that has one for sure: the default, or the last that was asked for."""
-    if any(a.lstrip("+").startswith("experiment=") for a in arguments):
-        return {}  # it may choose others
-    entries = [entry for entry in read(root(command))["defaults"] if isinstance(entry, dict)]
-    chosen = {k: v for entry in entries for k, v in entry.items() if isinstance(v, str)}
-    for key, _, value in (a.partition("=") for a in arguments):
-        if key in chosen:
-            chosen[key] = value
-    return {k: v for k, v in chosen.items() if v in groups(command).get(k, ())}
+def _folders(arguments: Sequence[str]) -> list[Path]:
+    """What is given as --config-dir."""
+    text = "\0".join(arguments)
+    return [Path(folder) for folder in re.findall(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", text)]
 
 
-def _has(group: str, option: str, key: str) -> bool:
+def _chosen(command: str, arguments: Iterable[str], more: Sequence[Path]) -> dict[str, str]:
+    """The one option of each group that has one for sure: the default, the experiment's, or the last asked for."""
+    asked = dict(a.lstrip("+").partition("=")[::2] for a in arguments)
+    choices, chosen = groups(command, more), dict[str, Any]()
+    experiment = asked.get("experiment", "null")
+    files = [read(root(command))]
+    if experiment != "null":
+        if experiment not in choices.get("experiment", ()):
+            return {}  # several of them
+        files += [read(f"experiment/{experiment}", more)]
+    for entry in (entry for file in files for entry in file.get("defaults", ()) if isinstance(entry, dict)):
+        chosen |= {re.sub("^override /", "", str(k)): v for k, v in entry.items()}
+    chosen |= {k: v for k, v in asked.items() if k in chosen}
+    return {k: v for k, v in chosen.items() if isinstance(v, str) and v in choices.get(k, ()) and k != "experiment"}
+
+
+def _has(group: str, option: str, key: str, more: Sequence[Path]) -> bool:
     name = re.sub(r"(\.\d+|\._\w+_)$", "", key).partition(".")[2]
-    return name in ("", *_dotted(read(f"{group}/{option}"), ""))
+    return name in ("", *_dotted(read(f"{group}/{option}", more), ""))
 
 
 def unknown_option(group: str, option: str, allowed: Sequence[str]) -> str:
@@ -111,12 +125,13 @@ def unknown_key(argument: str, key: str, known: Iterable[str]) -> str:
     return f"{argument}: no key {key!r}{near}; {where}: {', '.join(sorted(allowed))}"
 
 
-def absent_key(command: str, argument: str, key: str) -> str:
+def absent_key(command: str, argument: str, key: str, more: Sequence[Path] = ()) -> str:
     """The message for a key that the composed configuration has not: only another option has it, or none."""
-    if key not in (known := keys(command)):
+    if key not in (known := keys(command, more)):
         return unknown_key(argument, key, known)
     group, _, name = key.partition(".")
-    having = [option for option in groups(command)[group] if name in _dotted(read(f"{group}/{option}"), "")]
+    options = groups(command, more)[group]
+    having = [option for option in options if name in _dotted(read(f"{group}/{option}", more), "")]
     return f"{argument}: no key {name!r} in the chosen {group}; it belongs to {group}={'|'.join(having)}"
 
 
