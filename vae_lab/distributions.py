@@ -33,8 +33,8 @@ class DiagonalNormal(Distribution):
     def variance(self) -> Tensor:
         return self.sigma**2
 
-    def log_prob(self, value: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
-        """log N(value | mu, diag(sigma^2)), in nats: (10)."""
+    def log_prob(self, value: Float[Tensor, "*lead d"]) -> Float[Tensor, "..."]:
+        """log N(value | mu, diag(sigma^2)), in nats: (10). Batches broadcast."""
         eps = (value - self.mu) / self.sigma
         return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.sigma.log().sum(-1)
 
