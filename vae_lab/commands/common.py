@@ -99,4 +99,5 @@ def plus_minus(values: dict[str, float | None], name: str) -> str:
 def quieten() -> None:
     """Lightning's banners and tips say nothing that the user of a command needs."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    for module in ("pytorch_lightning", "lightning_fabric"):  # of `srun`, say, wherever that is installed
+        warnings.filterwarnings("ignore", module=module)

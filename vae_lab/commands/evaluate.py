@@ -90,7 +90,8 @@ def run(cfg: DictConfig) -> float | None:
         kept = json.loads(path.read_text()) if path.exists() else {}
         runs.write(path, kept | {key: {"protocol": asdict(known)} | scores})
         rows = {n: plus_minus(scores, n) for n in ESTIMATORS[name].shown if n in scores}
-        results_table(f"{folder}: {key}, nats per datapoint", rows, console)
+        unit = "" if name == "images" else ", nats per datapoint"
+        results_table(f"{folder}: {key}{unit}", rows, console)
         if scores.get("unconverged"):
             few = f"{scores['unconverged']:.0f} of {known.n} data, of which a few samples decide (see `ess`)"
             warn(f"{name} has not converged for {few}", console)
