@@ -126,8 +126,9 @@ def test_an_interrupted_evaluation_keeps_what_it_has(plain, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(evaluate.ESTIMATORS, "ais", evaluate.ESTIMATORS["ais"]._replace(compute=interrupted))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         main(["evaluate", f"run={plain}", "evaluation.estimators=[elbo,ais,importance]", *SMALL])
+    assert stopped.value.code == 130
     assert list(kept(plain)) == ["split=test V=1 checkpoint=best"]
     assert not [path for path in plain.iterdir() if path.name.startswith(".")]
 

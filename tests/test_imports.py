@@ -49,9 +49,10 @@ ALLOWED = {
     # what surrounds it, and knows no part either
     "diagrams": {"interfaces", "objectives", "vae"},
     "pictures": {"distributions", "interfaces", "vae"},
-    "callbacks": {"checks", "evaluation", "interfaces", "pictures", "vae"},
     "runs": {"interfaces", "objectives", "vae", "data"},
+    "callbacks": {"checks", "evaluation", "interfaces", "pictures", "runs", "vae"},
     "commands": {
+        "callbacks",
         "checks",
         "data",
         "decoders",
@@ -72,24 +73,29 @@ ALLOWED = {
         "seeds",
         "vae",
     },
-    "cli": {"checks", "hints", "data"},
+    "cli": {"checks", "hints", "data", "runs"},
+    # what runs many of them
+    "launch": {"checks", "cli", "commands", "hints", "runs"},
     "vae_lab": {"runs"},  # the package itself
 }
 """What each module or folder may import of vae_lab, besides itself: always something above it."""
 
 KNOWN_BY = {
-    "hydra": {"cli", "commands", "runs"},
-    "omegaconf": {"cli", "commands"},
+    "hydra": {"cli", "commands", "runs", "launch"},
+    "omegaconf": {"cli", "commands", "launch"},
     "wandb": {"cli", "commands", "callbacks"},
     "pytorch_lightning": {"lit", "data", "callbacks", "commands"},
     "torchmetrics": {"metrics", "evaluation"},
     "matplotlib": {"diagrams", "pictures", "callbacks"},
-    "rich": {"callbacks", "commands"},
+    "rich": {"callbacks", "commands", "launch"},
     "numpy": {"data"},
     "sklearn": {"data"},
     "pooch": {"data"},
-    "yaml": {"hints", "runs"},
+    "yaml": {"commands", "hints", "runs", "launch"},
     "zuko": {"posteriors"},
+    "submitit": {"launch"},
+    "ray": {"launch"},
+    "optuna": {"launch", "callbacks"},
 }
 """The modules and folders that may import each package; others are free."""
 

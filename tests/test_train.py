@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 import yaml
 
 import vae_lab
-from vae_lab.cli import folder_name, main
+from vae_lab.cli import main
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["trainer.max_epochs=2", "callbacks=[checkpoint]"]
@@ -89,7 +91,8 @@ def inspect(run):
 
 def test_a_run_leaves_everything_in_its_folder(run):
     assert {p.name for p in run.iterdir()} == {
-        *("config.yaml", "environment.json", "metrics.json", "checkpoints", "pictures", "wandb")
+        *("config.yaml", "environment.json", "run.json", "metrics.json", "history.jsonl"),
+        *("checkpoints", "pictures", "wandb"),
     }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     names = ("reconstructions", "samples", "traversals", "manifold", "latent_scatter")
@@ -194,7 +197,8 @@ def test_other_loggers(logger):
         events = EventAccumulator(str(run / "tensorboard")).Reload()
         assert len(events.Scalars("val/elbo")) == 2
     else:
-        assert {p.name for p in run.iterdir()} == {"config.yaml", "environment.json", "metrics.json", "checkpoints"}
+        kept = {"config.yaml", "environment.json", "metrics.json", "run.json", "history.jsonl", "checkpoints"}
+        assert {p.name for p in run.iterdir()} == kept
 
 
 def test_runs_without_validation_data():
@@ -209,12 +213,13 @@ def test_two_processes_give_what_one_gives():
     script = str(ROOT / "scripts" / "train.py")
     shared = [*QUICK, "logger=csv", "trainer.accelerator=cpu", "objective.V=2", "sampling.batch_size=90"]
     for devices in (1, 2):
-        strategy = "ddp" if devices == 2 else "auto"
-        done = command(
-            script, *shared, f"trainer.devices={devices}", f"trainer.strategy={strategy}", OMP_NUM_THREADS="1"
-        )
+        parts = ["trainer=ddp", f"trainer.devices={devices}", f"paths.outputs=outputs/{devices}"]
+        done = command(script, *shared, *parts, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
-    one, two = runs_in("outputs")
+    [one], [two] = runs_in("outputs/1"), runs_in("outputs/2")
+    assert one.name == two.name  # it is the same run
+    assert [p.name for p in Path("outputs/2").iterdir()] == [two.name]  # both processes used one folder
+    assert not (two / "lock.json").exists() and json.loads((two / "run.json").read_text())["attempts"] == 1
     assert max((v - weights(two)[k]).abs().max() for k, v in weights(one).items()) < 1e-5
     a, b = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
     for name in ("train/elbo", "val/elbo", "val/kl_dim/0", "val/active_units", "test/elbo", "test/elbo_se"):
@@ -254,14 +259,28 @@ def test_a_sweep_is_so_many_runs_each_with_its_own_wandb():
     assert len(seen) == 8
 
 
-def test_a_failed_job_leaves_the_others_alone(capsys):
+def test_a_failed_job_leaves_the_others_alone(own, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(["train", "-m", "likelihood.s2=0.1,-1,0.2", *QUICK])
-    assert exit.value.code == 1
-    assert "error: likelihood.s2 must be a finite number > 0, got -1" in capsys.readouterr().err
+        several = ["hydra/launcher=basic", "likelihood=breaking", "likelihood.calls=1000,5,2000"]
+        main(["train", "--config-dir", str(own), "-m", *several, *QUICK])
+    assert exit.value.code not in (0, None)
+    assert "error: rec not finite at step 6 (epoch 0)" in capsys.readouterr().err
     found = runs_in("outputs")
-    assert len(found) == 2 and all((run / "metrics.json").exists() for run in found)
-    assert [len(list((run / "wandb").glob("offline-run-*"))) for run in found] == [1, 1]
+    states = {yaml.safe_load((run / "config.yaml").read_text())["likelihood"]["calls"]: state_of(run) for run in found}
+    assert {calls: known["state"] for calls, known in states.items()} == {
+        **{1000: "finished", 5: "failed", 2000: "finished"},
+    }
+    assert [len(list((run / "wandb").glob("offline-run-*"))) for run in found] == [1, 1, 1]
+
+
+def test_several_processes_are_refused_in_a_sweep_of_one(capsys):
+    words = ["hydra/launcher=basic", "trainer.strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "-m", *words, "d=2,3", *QUICK, "logger=none"])
+    assert exit.value.code not in (0, None)
+    said = capsys.readouterr().err
+    assert "error: trainer.devices must be 1 in a sweep" in said and "hydra/launcher=pool" in said
+    assert runs_in("outputs") == []
 
 
 # --- mistakes
@@ -347,6 +366,118 @@ def test_a_traceback_for_those_who_ask():
     assert done.returncode != 0 and "Traceback" in done.stderr and "d must be a whole number" in done.stderr
 
 
+# --- the same command again
+
+
+LONG = ["trainer.max_epochs=100000", "callbacks=[checkpoint]", "logger=none", "callbacks.checkpoint.every_seconds=0.2"]
+
+
+def state_of(run):
+    return json.loads((run / "run.json").read_text())
+
+
+def started(*arguments, **env):
+    """A command that is left to run."""
+    words = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
+
+
+def wait_for(pattern, process=None, seconds=120):
+    until = time.monotonic() + seconds
+    while not (found := sorted(Path().glob(pattern))):
+        assert time.monotonic() < until and (process is None or process.poll() is None), pattern
+        time.sleep(0.05)
+    return found[0]
+
+
+def test_a_finished_run_is_not_trained_again_and_needs_no_torch(capsys):
+    [run] = train(*QUICK, "logger=none", "d=3", "seed=1")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    elbo = f"{state_of(run)['results']['test/elbo']:.3f}"
+    assert elbo in capsys.readouterr().out
+    code = (
+        "import sys; from vae_lab.cli import main\n"
+        "main(sys.argv[1:])\n"
+        "heavy = {'torch', 'pytorch_lightning', 'wandb', 'torchmetrics', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    # in other words, and elsewhere
+    other = ["seed=1", "d=3", "likelihood.s2=2e-2", "trainer=ddp", "callbacks=[checkpoint,progress]"]
+    for words in ([*QUICK, "logger=none", "d=3", "seed=1"], [QUICK[0], *other]):
+        done = command("-c", code, "train", *words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("finished on ") and elbo in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert [path.name for path in Path("outputs").iterdir()] == [run.name]
+
+
+def test_force_trains_again_and_keeps_the_old(capsys):
+    quick = [*QUICK, "logger.offline=true"]
+    [run] = train(*quick)
+    first, ended = weights(run), state_of(run)["ended"]
+    assert train(*quick, "force=true") == [run.with_name(f"{run.name}.old-1")]
+    assert all(torch.equal(v, weights(run)[k]) for k, v in first.items())
+    assert state_of(run)["attempts"] == 1 and state_of(run.with_name(f"{run.name}.old-1"))["ended"] == ended
+    fingerprint = state_of(run)["fingerprint"]
+    # on W&B the second is a run of its own: curves that begin again would be thrown away
+    assert state_of(run)["wandb"] == f"{fingerprint}-1"
+    assert [p.name.rpartition("-")[2] for p in run.glob("wandb/offline-run-*")] == ["1"]
+    # what is wrong is found before anything is moved
+    assert "trainer.devices must be" in refused(capsys, "train", *quick, "force=true", "trainer.devices=99")
+    assert sorted(p.name for p in Path("outputs").iterdir()) == [run.name, f"{run.name}.old-1"]
+    assert "force must be true or false, got 3" in refused(capsys, "train", *quick, "force=3")
+
+
+def test_a_run_whose_training_broke_says_so_and_is_tried_again(own, capsys):
+    words = ["--config-dir", str(own), "likelihood=breaking", "likelihood.calls=35", "callbacks=[checkpoint]"]
+    refused(capsys, "train", *words, "logger=none")
+    [run] = runs_in("outputs")
+    known = state_of(run)
+    assert known["state"] == "failed" and known["error"].startswith("FloatingPointError: rec not finite at step 34")
+    assert known["arguments"][0] == f"--config-dir={own}"
+    # from step 26, with the calls counted anew: 35 are 13 + 1 + 13 + 1 + 7
+    assert "at step 60 (epoch 4)" in refused(capsys, "train", *words, "logger=none")
+    assert state_of(run)["attempts"] == 2 and state_of(run)["checkpoint"] == "checkpoints/last.ckpt"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_is_partial_and_goes_on(number, status, capsys):
+    process = started(*LONG)
+    wait_for("outputs/*/checkpoints/last.ckpt", process)
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == status, err
+    [run] = runs_in("outputs")
+    from vae_lab.runs import record
+
+    assert record.state(run) == "partial"
+    if number != signal.SIGKILL:
+        assert "the same command goes on from there: vae-lab train trainer.max_epochs=100000" in err
+        assert "Traceback" not in err and state_of(run)["seconds"] > 0
+    again = started(*LONG)
+    while again.poll() is None and state_of(run)["attempts"] != 2:
+        time.sleep(0.05)
+    assert state_of(run)["checkpoint"] == "checkpoints/last.ckpt" and record.state(run) == "running"
+    busy = command(str(ROOT / "scripts" / "train.py"), *LONG)
+    assert busy.returncode == 75 and f"is being trained by process {again.pid}" in busy.stderr
+    again.kill()
+    again.wait()
+
+
+@pytest.mark.slow
+def test_processes_that_begin_at_the_same_moment_train_once():
+    """With the same words and with others, which would make another folder."""
+    short = ["trainer.max_epochs=3", "callbacks=[checkpoint]", "logger=none", "wait=true"]
+    words = [["d=3", "seed=1"], ["seed=1", "d=3"], ["d=3", "seed=1", "likelihood.s2=0.02"], ["d=3", "seed=1"]]
+    several = [started(*more, *short, OMP_NUM_THREADS="1") for more in words]
+    said = [process.communicate(timeout=300) for process in several]
+    assert [process.returncode for process in several] == [0] * 4, said
+    [run] = Path("outputs").iterdir()
+    assert state_of(run)["state"] == "finished" and state_of(run)["attempts"] == 1
+    assert sum("finished on" in out for out, _ in said) == 3
+
+
 # --- a component of one's own, from another folder
 
 PACKAGE = """
@@ -397,7 +528,7 @@ def test_training_that_breaks_keeps_the_last_good_checkpoint(own, capsys):
     assert re.search(r"error: rec not finite at step 34 \(epoch 2\); the last good checkpoint is .*last.ckpt", said)
     [run] = runs_in("outputs")
     assert all(v.isfinite().all() for v in weights(run).values())
-    assert weights(run) and torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert weights(run) and torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 26
     assert "exit code 1" in json.dumps(inspect(run)[0]) or '"exit_code": 1' in json.dumps(inspect(run)[0])
 
 
@@ -412,7 +543,8 @@ def test_completion():
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    assert complete("vae-lab ") == ["train", "evaluate", "oracle"]
+    assert complete("vae-lab ") == ["train", "evaluate", "oracle", "runs"]
+    assert complete("vae-lab runs ") == ["ls", "show", "rm", "retry"]
     assert {"ppca", "check"} <= set(complete("vae-lab oracle "))
     assert "preprocessing=" in complete("vae-lab oracle ppca pre")
     assert "likelihood=" in complete("vae-lab train lik")
@@ -426,19 +558,6 @@ def test_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["trian"])
     assert "did you mean 'train'?" in str(exit.value.code)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        ([], "defaults"),
-        (["d=8", "objective.V=5", "logger=none", "paths.outputs=/a/b"], "d-8_objective.V-5"),
-        (["encoder.hidden=[64,32]", "+x='a b'"], "encoder.hidden-64-32-_x-a_b"),
-    ],
-)
-def test_folder_names_can_be_typed_as_overrides(overrides, name):
-    assert folder_name(overrides) == name
-    assert len(folder_name([f"encoder.key{i}={i}" for i in range(100)])) <= 80
 
 
 @pytest.mark.slow
@@ -456,3 +575,7 @@ def test_the_wheel_carries_its_configuration(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(site / "vae_lab" / "conf")
     assert (site / "bin" / "vae-lab").exists() and len(runs_in("outputs")) == 1
+    plugins = "import vae_lab.launch.pool, hydra_plugins.vae_lab.pool as plugin; print(plugin.__file__)"
+    assert command("-c", plugins, PYTHONPATH=str(site)).stdout.strip() == str(site / "hydra_plugins/vae_lab/pool.py")
+    done = command("-c", code, "-m", *QUICK, "seed=7", "logger=none", PYTHONPATH=str(site))
+    assert done.returncode == 0 and "1 runs: 1 finished" in done.stdout, done.stderr

@@ -7,6 +7,7 @@ mistake is one line on standard error, never a traceback.
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,20 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import hints
 from vae_lab.checks import closest
+from vae_lab.runs import identity, record
 
 if TYPE_CHECKING:
     import wandb
@@ -36,6 +44,16 @@ COMMANDS = {
 }
 """One or two words, and what they do; `oracle ppca` is `conf/oracle_ppca.yaml` and `commands/oracle_ppca.py`."""
 
+RUNS = {
+    "runs ls": "list runs, their states and what tells them apart: 'runs ls d=8 likelihood.s2<0.1 state=failed'",
+    "runs show": "all that is known of runs",
+    "runs rm": "remove runs",
+    "runs retry": "give the commands of failed and partial runs again",
+}
+"""Those of `commands/runs.py`, which take filters and have no configuration."""
+
+ALL = COMMANDS | RUNS
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that `argv` (default: the process's arguments) begins with; exits 1 on a user's mistake."""
@@ -46,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command is None:
         return _usage(argv)
     arguments = argv[len(command.split()) :]
+    if command in RUNS:
+        return _filtered(command, arguments)
     if "--help" in arguments or "-h" in arguments:
         return print(hints.usage(command, COMMANDS[command]))
     try:
@@ -57,20 +77,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(words: Sequence[str]) -> str | None:
     """The command that `words` begin with."""
-    return next((name for name in COMMANDS if list(words[: len(name.split())]) == name.split()), None)
+    return next((name for name in ALL if list(words[: len(name.split())]) == name.split()), None)
 
 
 def _usage(argv: Sequence[str]) -> None:
     """Lists the commands, or those that begin with the word given; exits 1 if the words are neither."""
     first = argv[0] if argv else ""
-    inside = [name for name in COMMANDS if name.split()[0] == first]
-    lines = [f"  {name:17} {COMMANDS[name]}" for name in inside or COMMANDS]
+    inside = [name for name in ALL if name.split()[0] == first]
+    lines = [f"  {name:17} {ALL[name]}" for name in inside or ALL]
     print("\n".join(["usage: vae-lab COMMAND [--help] [key=value ...]", "", "commands:", *lines]))
     words = [word for word in argv[: 2 if inside else 1] if word not in ("-h", "--help")]
     if len(words) > len(inside[:1]):
         wrong = " ".join(words)
-        near = closest(wrong, COMMANDS) or closest(wrong, {name.split()[0] for name in COMMANDS})
+        near = closest(wrong, ALL) or closest(wrong, {name.split()[0] for name in ALL})
         sys.exit(f"\n{wrong!r} is no command{near}")
+
+
+def _filtered(command: str, arguments: Sequence[str]) -> None:
+    try:
+        status = importlib.import_module("vae_lab.commands.runs").main(command.split()[1], arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if status:
+        sys.exit(status)
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
@@ -84,7 +115,17 @@ def _run(command: str, arguments: Sequence[str]) -> None:
             hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=hints.root(command))(task)()
     except _Told:
         sys.exit(1)
-    except (HydraException, OmegaConfBaseException) as error:
+    except record.Preempted as stop:
+        sys.exit(stop.status)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not record.interrupted(stop):
+            raise
+        sys.exit(record.Preempted(signal.SIGINT).status)
+    except (
+        ValueError,
+        HydraException,
+        OmegaConfBaseException,
+    ) as error:  # ValueError: of a sweep, before its first job
         if wants_traceback:
             raise
         sys.exit(f"error: {explain(error, command, arguments)}")
@@ -104,13 +145,13 @@ def _task(command: str, argv: list[str], wants_traceback: bool) -> Callable[[Dic
             with _environment("HYDRA_FULL_ERROR", "1" if wants_traceback else "0"):
                 return run(cfg)
         # ValueError: a mistake in the configuration; FloatingPointError: training that broke
-        except (ValueError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
+        except (ValueError, FloatingPointError, record.Busy, HydraException, OmegaConfBaseException) as error:
             if wants_traceback:
                 raise
             sys.stdout.flush()
             print(f"error: {explain(error, command, [])}", file=sys.stderr, flush=True)
             if HydraConfig.get().mode is RunMode.RUN:
-                sys.exit(1)
+                sys.exit(record.BUSY if isinstance(error, record.Busy) else 1)
             raise _Told from error  # the sweep's other jobs go on
 
     return task
@@ -141,6 +182,8 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         return hints.absent_key(command, given, found[1])
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text.splitlines()[0]}"
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
+        text = str(error.__cause__)  # a launcher's, or a sweeper's
     if found := re.search(r"Missing mandatory value: ([\w.]+)", text):
         return f"{found[1]} must be given"
     text = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: .*|\s+object_type=.*", "", text)
@@ -149,24 +192,24 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
 
 def register_resolvers() -> None:
     """The functions that our YAML files call; each imports what it needs only when it is called."""
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", identity.run_name, replace=True)
+    OmegaConf.register_new_resolver("folder_name", identity.readable, replace=True)
+    OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: identity.fingerprint(_root_), replace=True)
     OmegaConf.register_new_resolver("array_shape", _array_shape, replace=True)
+    OmegaConf.register_new_resolver("wandb_id", _wandb_id, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("wandb_mode", _wandb_mode, replace=True)
 
 
-def run_name(overrides: Sequence[str]) -> str:
-    """What was asked for: the overrides that matter to the result, as a run's name."""
-    aside = ("paths.", "logger", "callbacks", "hydra", "trainer.devices", "trainer.accelerator", "trainer.strategy")
-    words = [word for word in (o.lstrip("+~") for o in overrides) if not word.startswith(aside)]
-    return " ".join(words) or "defaults"
-
-
-def folder_name(overrides: Sequence[str]) -> str:
-    """A run's name as part of a folder's name that may be typed anywhere, as the value of an override too."""
-    name = re.sub(r"[^\w.]+", "-", run_name(overrides).replace(" ", "_")).strip("-.")
-    return name if len(name) <= 80 else name[:80].rpartition("_")[0] or name[:80]
+def _run_folder(root: DictConfig) -> str:
+    """The folder of the run that is being composed. A mistake in it is told where it is run, job by job of a sweep."""
+    overrides = root.hydra.overrides.task if "hydra" in root else []
+    try:
+        found = identity.fingerprint(root)
+    except (ValueError, OmegaConfBaseException):
+        found = "wrong"
+    return str(identity.folder(root.paths.outputs, overrides, found))
 
 
 def _array_shape(root: str, key: str | None = None) -> list[int]:
@@ -176,6 +219,11 @@ def _array_shape(root: str, key: str | None = None) -> list[int]:
         return array_shape(root, key)
     except ValueError as error:
         raise ValueError(f"data.{error}" if str(error).startswith("root ") else f"data: {error}") from error
+
+
+def _wandb_id(fingerprint: str) -> str:
+    """A W&B run's id: the run's own, except under an agent of a W&B sweep, who waits for the run that it has named."""
+    return os.environ.get("WANDB_RUN_ID", fingerprint) if "WANDB_SWEEP_ID" in os.environ else fingerprint
 
 
 def _wandb_offline() -> bool:
@@ -213,8 +261,10 @@ def _complete(argv: Sequence[str]) -> None:
     if asks and (command is None or len(words) < 2 + len(command.split())):
         # the commands' next words, given those before the one that is being typed
         before = words[1:-1]
-        rest = [name.split()[len(before) :] for name in COMMANDS if name.split()[: len(before)] == before]
+        rest = [name.split()[len(before) :] for name in ALL if name.split()[: len(before)] == before]
         print("\n".join(dict.fromkeys(words[0] for words in rest if words)))
+        return
+    if command in RUNS:
         return
     if command is not None:
         for word in command.split():
@@ -226,3 +276,7 @@ def _complete(argv: Sequence[str]) -> None:
     register_resolvers()
     root = hints.root(command or "train")
     hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=root)(lambda cfg: None)()
+
+
+if __name__ == "__main__":
+    main()

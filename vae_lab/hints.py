@@ -5,6 +5,7 @@ Importing this imports neither Hydra nor torch. `more` are folders of the user's
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def keys(command: str, more: Sequence[Path] = ()) -> set[str]:
                 where = f"{group}.{option}." if group == "callbacks" else f"{group}."
                 found |= {group, where.rstrip("."), *_dotted(read(f"{group}/{option}", more), where)}
     return found
+
+
+@cache
+def words(command: str) -> frozenset[str]:
+    """The keys at the root of a command's configuration."""
+    return frozenset(key.partition(".")[0] for key in keys(command))
 
 
 def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:

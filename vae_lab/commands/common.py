@@ -1,18 +1,14 @@
-"""What the commands share: building a config's objects with errors that name the key, and tables of results."""
+"""What the commands share: building a config's objects with errors that name the key."""
 
 import copy
 import logging
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import Dequantised
@@ -64,36 +60,6 @@ def bit_levels(vae: VAE, data: InMemory) -> int | None:
     if grid is not None:
         return 1 if all(bool(grid.check(batch.x).all()) for batch in data.train_feed()) else None
     return data.source.levels if isinstance(data.preprocessing, Dequantised) else None
-
-
-def results_table(title: str, rows: dict[str, str], console: Console) -> None:
-    """Prints a title, and names and values, one row each."""
-    console.print(title, soft_wrap=True, highlight=False, markup=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
-
-
-def paths_list(rows: dict[str, str], console: Console) -> None:
-    """Prints names and paths, one row each and never broken, so that they can be copied."""
-    for name, path in rows.items():
-        console.print(f"[cyan]{name:12}[/cyan] {escape(path)}", soft_wrap=True, highlight=False)
-
-
-def shown(path: Path) -> Path:
-    """`path` as seen from here, where it lies below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def plus_minus(values: dict[str, float | None], name: str) -> str:
-    """`value ± standard error` of a metric, where it has one."""
-    value, error = values.get(name), values.get(f"{name}_se")
-    if value is None:
-        return "not finite"
-    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
 def quieten() -> None:

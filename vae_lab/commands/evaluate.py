@@ -18,8 +18,9 @@ from torch import Tensor
 
 from vae_lab import runs
 from vae_lab.checks import number, one_of, whole
-from vae_lab.commands.common import bit_levels, paths_list, plus_minus, quieten, results_table
+from vae_lab.commands.common import bit_levels, quieten
 from vae_lab.commands.summary import add_to_summary
+from vae_lab.commands.tables import paths_list, plus_minus, results_table
 from vae_lab.data.module import InMemory
 from vae_lab.evaluation import annealing, estimators, measures
 from vae_lab.evaluation.chunks import Progress

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vae_lab import runs
 from vae_lab.checks import closest
-from vae_lab.commands.common import paths_list, shown
+from vae_lab.commands.tables import paths_list, shown
 from vae_lab.proofs import SUITE, Row
 
 RESULT = "check.json"

@@ -10,7 +10,8 @@ from rich.console import Console
 from torch.optim import Adam
 
 from vae_lab import runs
-from vae_lab.commands.common import build, paths_list, quieten, results_table, shown
+from vae_lab.commands.common import build, quieten
+from vae_lab.commands.tables import paths_list, results_table, shown
 from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import Raw
 from vae_lab.data.sampling import Shuffled, WithReplacement

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vae_lab import decoders, diagrams, encoders, likelihoods, priors, runs
 from vae_lab.checks import whole
-from vae_lab.commands.common import blame, build, paths_list, quieten, shown
+from vae_lab.commands.common import blame, build, quieten
 from vae_lab.commands.oracle_ppca import with_weights
+from vae_lab.commands.tables import paths_list, shown
 from vae_lab.data.module import InMemory
 from vae_lab.evaluation.estimators import naive_mc
 from vae_lab.interfaces import Batch

@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from vae_lab import decoders, encoders, likelihoods, priors, runs
-from vae_lab.commands.common import blame, build, paths_list, quieten, results_table, shown
-from vae_lab.commands.train import build_vae
+from vae_lab.commands.common import blame, build, quieten
+from vae_lab.commands.tables import paths_list, results_table, shown
+from vae_lab.commands.training import build_vae
 from vae_lab.data.module import InMemory
 from vae_lab.interfaces import Batch
 from vae_lab.objectives import Elbo

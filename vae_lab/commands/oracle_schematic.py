@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vae_lab import diagrams, runs
-from vae_lab.commands.common import paths_list
+from vae_lab.commands.tables import paths_list
 from vae_lab.interfaces import Decoder, Encoder, Likelihood, Prior
 from vae_lab.vae import VAE
 

@@ -1,250 +1,153 @@
-"""`vae-lab train`: build the parts, check that they fit, train, test, and say where the results are."""
+"""`vae-lab train`: a run is trained once. One that is finished shows its results; one that was stopped goes on.
 
-import contextlib
-import copy
+All that can be told from a run's record is told without importing torch.
+"""
+
 import os
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
-from torch import Tensor
-from torch.distributions.constraints import Constraint
 
-from vae_lab import hints, runs
-from vae_lab.checks import number, whole
-from vae_lab.commands.common import bit_levels, blame, build, paths_list, plus_minus, quieten, results_table, shown
-from vae_lab.data.module import InMemory
-from vae_lab.interfaces import Batch
-from vae_lab.levels import Levels, count_levels
-from vae_lab.lit import LitVAE
-from vae_lab.vae import VAE
+from vae_lab import runs
+from vae_lab.checks import flag
+from vae_lab.commands.tables import paths_list, plus_minus, results_table, shown
+from vae_lab.runs import identity, record
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Trains one run; the value is its best val/elbo, for sweepers.
+    """Trains one run, unless that is done; the value is its best val/elbo, for sweepers.
 
     Raises:
-        ValueError: for a mistake in the configuration or the data, before training.
+        ValueError: for a mistake in the configuration or the data, before training and before anything is written.
         FloatingPointError: if training breaks; the last good checkpoint stays.
+        Busy: if another process trains this run, and `wait` is false.
+        Preempted: if a signal stopped it; the same command goes on where it stopped.
     """
-    folder = Path(cfg.paths.run)
+    folder, force, wait = Path(cfg.paths.run).absolute(), flag("force", cfg.force), flag("wait", cfg.wait)
     try:
-        data, lit, trainer = assemble(cfg)
-    except Exception:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # Hydra made it; only an empty one goes
-        raise
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if trainer.is_global_zero:
-        runs.write(folder / runs.CONFIG, config)
-        runs.write(folder / runs.ENVIRONMENT, runs.environment(HydraConfig.get().overrides.task))
-    code = 1
-    try:
-        describe(trainer, config)
-        trainer.fit(lit, datamodule=data)
-        fitted = dict(trainer.callback_metrics)
-        trainer.test(lit, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
-        metrics = runs.finite(fitted | trainer.callback_metrics)
-        code = 0
-    except FloatingPointError as error:
-        last = folder / "checkpoints" / "last.ckpt"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "no epoch was finished before it"
-        raise FloatingPointError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.gradient_clip_val=1") from None
+        if cfg.check is not None and flag("check", cfg.check):
+            from vae_lab.commands import check
+
+            check.run(cfg)
+            return None
+        fingerprint = identity.fingerprint(cfg)
+        cfg.paths.run = str(folder)  # whatever else is found there from now on
+        if _rank() > 0:
+            follow(cfg, folder)
+            return None
+        if not force and record.state(folder) == "finished":
+            return show(cfg, folder)
+        with record.claim(folder, wait) as state:
+            if (other := rival(folder, fingerprint)) is None:
+                if not force and state == "finished":  # another process was quicker
+                    return show(cfg, folder)
+                return train(cfg, folder, fingerprint, state)
     finally:
-        close(trainer.loggers, code)
-    if trainer.is_global_zero:
-        runs.write(folder / runs.METRICS, metrics)
-        tell(folder, metrics, trainer.loggers)
-    monitor = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
-    return None if monitor is None else float(monitor)
+        for empty in (folder, Path(HydraConfig.get().runtime.output_dir)):  # which Hydra has made
+            record.tidy(empty)
+    cfg.paths.run = str(other)
+    return run(cfg)
 
 
-def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
-    """Everything that trains, checked: values first, then the data, then whether the model fits them."""
-    quieten()
-    check_values(cfg)
-    pl.seed_everything(cfg.seed, verbose=False)
-    vae = build_vae(cfg)
-    check_prior(cfg, vae)
-    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
-    try:
-        optimizer(vae.parameters())
-    except ValueError as error:
-        raise ValueError(f"optimizer: {error}") from error
-    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, cfg.trainer.gradient_clip_val)
-    data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
-    trainer = build_trainer(cfg)
-    try:
-        data.setup("fit")
-    except ValueError as error:
-        raise ValueError(blame(cfg, "data", str(error))) from error
-    check_labels(cfg, vae, data)
-    check_support(cfg, vae, data)
-    fill_table(cfg, vae, data, trainer)
-    check_objective(cfg, lit, data)
-    lit.levels = bit_levels(vae, data)
-    return data, lit, trainer
+def rival(folder: Path, fingerprint: str) -> Path | None:
+    """The folder of this very run that another wording of its command made at the same moment, if that one stays.
 
-
-def build_vae(cfg: DictConfig) -> VAE:
-    """The model; what one part takes from another is written into `cfg`, so that it can be built again."""
-    likelihood = build(cfg, "likelihood")
-    if "outputs" in cfg.decoder and cfg.decoder.outputs is None:
-        cfg.decoder.outputs = likelihood.outputs
-    later = {"n": 1} if "n" in cfg.encoder and cfg.encoder.n is None else {}  # the data are counted by `fill_table`
-    return VAE(build(cfg, "encoder", **later), build(cfg, "decoder"), likelihood, build(cfg, "prior"))
-
-
-def fill_table(cfg: DictConfig, vae: VAE, data: InMemory, trainer: pl.Trainer) -> None:
-    """Gives an encoder that has parameters for each training datum (6) as many as there are data, and `cfg` too.
-
-    Raises:
-        ValueError: if `cfg` has another number, or for several GPUs, which cannot share sparse gradients.
+    Both processes hold the lock of their own folder before they look for others, so that one of them sees the other.
     """
-    if vae.encoder.amortised:
-        return
-    if trainer.world_size > 1 and trainer.strategy.root_device.type != "cpu":
-        given = cfg.trainer.devices
-        raise ValueError(f"trainer.devices must be 1 for {cfg.encoder._target_}, except on the CPU, got {given}")
-    if cfg.encoder.n is None:
-        cfg.encoder.n = data.n
-        vae.encoder = build(cfg, "encoder")
-    elif cfg.encoder.n != data.n:
-        raise ValueError(f"encoder.n must be {data.n}, the number of training data, or null, got {cfg.encoder.n}")
+    if not folder.name.endswith(f"-{fingerprint}") or record.read(folder):
+        return None
+    for other in (path for path in identity.existing(folder.parent, fingerprint) if path != folder):
+        while other > folder and record.alive(other) and not record.read(other):
+            sleep(0.1)  # it gives way, unless it looked before there was this one
+        if record.read(other) or (other < folder and record.alive(other)):
+            return other
+    return None
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Raises ValueError for what no constructor of ours would refuse by name."""
-    keys = {key.partition(".")[0] for key in hints.keys("train")}
-    if extra := set(map(str, cfg)) - keys:
-        raise ValueError(f"{', '.join(sorted(extra))}: no such key; keys: {', '.join(sorted(keys))}")
-    if missing := OmegaConf.missing_keys(cfg):
-        raise ValueError(f"{sorted(missing)[0]} must be given")
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed must be a whole number in [0, 2^32), got {cfg.seed!r}")
-    for key in ("max_epochs", "max_steps"):
-        if cfg.trainer[key] not in (None, -1):
-            whole(f"trainer.{key}", cfg.trainer[key])
-    whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)
-    if cfg.trainer.gradient_clip_val is not None:
-        number("trainer.gradient_clip_val", cfg.trainer.gradient_clip_val, above=0.0)
-    if not cfg.posterior._target_.endswith(".Diagonal") and "posterior" not in cfg.encoder:
-        raise ValueError(
-            f"posterior must be diagonal where the encoder takes none, as {cfg.encoder._target_}; "
-            f"got {cfg.posterior._target_}; choose encoder=mlp or encoder=conv"
-        )
-    if "lr" in cfg.optimizer:
-        number("optimizer.lr", cfg.optimizer.lr, above=0.0)
+def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float | None:
+    """Trains the run in `folder`, which is this process's: from its last checkpoint if there is one.
 
+    What was there before is moved aside where training begins anew: if `cfg.force`, or if nothing was saved.
+    """
+    goes_on = not cfg.force and state in ("partial", "failed")
+    known = record.read(folder) or {} if goes_on else {}
+    if cfg.logger and cfg.logger.get("id") == fingerprint:
+        # a run that is trained anew has a W&B run of its own
+        n = record.former(folder) + bool(record.content(folder))
+        cfg.logger.id = known.get("wandb") or (f"{fingerprint}-{n}" if n else fingerprint)
 
-def build_trainer(cfg: DictConfig) -> pl.Trainer:
-    """The Trainer with its logger and callbacks; raises ValueError for devices that are not there."""
-    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
-    if cfg.data.get("validation") == 0 and "checkpoint" in cfg.callbacks:
-        cfg.callbacks.checkpoint.monitor = None  # nothing to choose by: the best is the last
-    callbacks = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks]
-    logger = build(cfg, "logger") if cfg.logger else False
-    blocks = {
-        "gradient_clip_val": None,  # LitVAE, which makes the steps of a block, clips
-        "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),  # Lightning counts blocks
-    }
-    return build(cfg, "trainer", callbacks=callbacks, logger=logger, **blocks)
+    from vae_lab.commands import training  # torch
 
-
-def check_devices(accelerator: str, devices: object) -> None:
-    """Raises ValueError if `devices` asks for more than this machine has."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        there, what = torch.cuda.device_count(), "GPUs"
-    elif accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        there, what = 1, "GPU"
-    else:
-        there, what = os.cpu_count() or 1, "CPU cores"
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices != -1 and not 1 <= devices <= there:
-        raise ValueError(f"trainer.devices must be between 1 and {there} ({what} here), or auto, got {devices}")
-
-
-def check_prior(cfg: DictConfig, vae: VAE) -> None:
-    """Raises ValueError if the prior cannot be made from the encoder."""
+    parts = training.assemble(cfg)  # the last that can be wrong with the configuration and the data
+    *_, trainer = parts
+    if not goes_on:
+        record.aside(folder)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    hydra = HydraConfig.get()
+    overrides, sources = list(hydra.overrides.task), hydra.runtime.config_sources
+    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    arguments = [*folders, *(word for word in overrides if not word.lstrip("+").startswith("force="))]
+    checkpoint = training.LAST if goes_on and (folder / training.LAST).exists() else None
+    record.begin(folder, fingerprint, overrides, checkpoint, (cfg.logger or {}).get("id"), arguments)
+    runs.write(folder / runs.CONFIG, config)
+    runs.write(folder / runs.ENVIRONMENT, runs.environment(overrides))
+    if checkpoint:
+        print(f"going on from {shown(folder / checkpoint)}", flush=True)
+    start, ended = perf_counter(), "failed"
+    metrics: dict[str, float | None] = {}
+    value: float | None = None
+    error: str | None = None
     try:
-        with torch.no_grad():
-            vae.p_z()
-    except ValueError as error:
-        raise ValueError(blame(cfg, "prior", str(error))) from error
+        metrics, value = training.fit(parts, config | {"fingerprint": fingerprint}, folder, checkpoint)
+        runs.write(folder / runs.METRICS, metrics)
+        ended = "finished"
+    except record.Pruned as found:
+        ended, value, error = "partial", found.value, str(found)
+    except BaseException as failure:
+        error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        ended, error = ("partial", None) if record.interrupted(failure) else (ended, error)
+        raise
+    finally:
+        record.end(folder, ended, perf_counter() - start, metrics, value, error)
+        if ended == "partial":
+            again = shlex.join(["vae-lab", "train", *arguments])
+            print(f"stopped; the same command goes on from there: {again}", file=sys.stderr, flush=True)
+    tell(folder, metrics, training.places(trainer, folder))
+    return value
 
 
-def check_labels(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
-    """Raises ValueError if the model is conditional and some datum has no label, or one that is not below `classes`."""
-    classes = [part.classes for part in (vae.encoder, vae.decoder) if part.classes]
-    assert data.splits is not None
-    for pixels in data.splits if classes else ():
-        if pixels.label is None:
-            raise ValueError(f"classes must be 0 for {cfg.data._target_}, which has no labels here, got {cfg.classes}")
-        if len(pixels.label) and (pixels.label.min() < 0 or pixels.label.max() >= min(classes)):
-            low, high = pixels.label.aminmax()
-            raise ValueError(f"classes must be above every label, from 0; these are {low} to {high}, got {cfg.classes}")
+def follow(cfg: DictConfig, folder: Path) -> None:
+    """What a run's other processes do: train with the first, which has claimed the folder and keeps the record."""
+    from vae_lab.commands import training
+
+    parts = training.assemble(cfg)
+    first = record.leader(folder)
+    if not first.finished:
+        with suppress(record.Pruned):
+            training.fit(parts, {}, folder, first.checkpoint)
 
 
-def check_support(cfg: DictConfig, vae: VAE, data: InMemory) -> None:
-    """Raises ValueError if the likelihood gives some training datum no density."""
-    support = vae.likelihood.support
-    for batch in data.train_feed():
-        if not support.check(batch.x).all():
-            raise ValueError(
-                f"likelihood: {cfg.likelihood._target_} needs data in {support}, but those of {cfg.data._target_} "
-                f"{misfit(support, batch.x, data)}"
-            )
+def show(cfg: DictConfig, folder: Path) -> float | None:
+    """Prints the results of a finished run; an agent of a W&B sweep gets them too."""
+    known = record.read(folder) or {}
+    if "WANDB_SWEEP_ID" in os.environ and cfg.logger:
+        from vae_lab.commands import again  # torch
+
+        again.log(cfg, folder)
+    print(f"finished on {known['ended']}, in {known['seconds']:.0f} s; force=true trains it again", flush=True)
+    tell(folder, known["results"], {})
+    return known["value"]
 
 
-def misfit(support: Constraint, x: Tensor, data: InMemory) -> str:
-    """What is wrong with the data, of which x do not lie in `support`, and what helps."""
-    low, high = x.aminmax()
-    if not isinstance(support, Levels) or low < 0 or high > 1:
-        return f"reach from {low:g} to {high:g}; use likelihood=gaussian, or scale the data"
-    if levels := count_levels(batch.x for batch in data.train_feed()):
-        return f"have {levels} levels; use likelihood.levels={levels}"
-    raw = "" if data.source.levels is None else f"preprocessing=raw likelihood.levels={data.source.levels}, or "
-    return f"lie between such levels; use {raw}likelihood=gaussian"
-
-
-def check_objective(cfg: DictConfig, lit: LitVAE, data: InMemory) -> None:
-    """Raises ValueError if the objective cannot be had of this model: it is tried on two data."""
-    batch = next(iter(data.train_feed()))
-    two = Batch(*(None if values is None else values[:2] for values in batch))  # type: ignore[arg-type]
-    objective, vae = copy.deepcopy(lit.objective), copy.deepcopy(lit.vae)  # training mode may count, or average
-    try:
-        objective(vae, two, torch.zeros(objective.samples, len(two.x), vae.d))
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(blame(cfg, "objective", str(error))) from error
-
-
-def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """Tells the loggers what is run, under the keys that the user types, and which way each metric is better."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams(runs.flat(config))
-        if isinstance(logger, WandbLogger):
-            for metric, summary in BEST.items():
-                logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
-
-
-BEST = {f"{split}/{term}": "max" for split in ("train", "val") for term in ("elbo", "rec")}
-"""What W&B's summary keeps of a curve that has a best value; of all else it keeps the last."""
-
-
-def close(loggers: list[Logger], code: int) -> None:
-    """Ends each logger's run, so that the next job of this process begins one of its own."""
-    for logger in loggers:
-        logger.finalize("success" if code == 0 else "failed")
-        if isinstance(logger, WandbLogger) and wandb.run is not None:
-            wandb.finish(exit_code=code)
-
-
-def tell(folder: Path, metrics: dict[str, float | None], loggers: list[Logger]) -> None:
+def tell(folder: Path, metrics: Mapping[str, float | None], logs: Mapping[str, str]) -> None:
     """Prints the test metrics and where everything is."""
     console = Console()
     names = [
@@ -256,10 +159,9 @@ def tell(folder: Path, metrics: dict[str, float | None], loggers: list[Logger]) 
     here = shown(folder)
     places = {"run": here, "metrics": here / runs.METRICS, "checkpoints": here / "checkpoints"}
     rows = {name: str(place) for name, place in (places | {"pictures": here / "pictures"}).items() if place.exists()}
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            offline = f"offline, without credentials; to upload: wandb sync {here}/wandb/offline-run-*"
-            rows["W&B"] = offline if logger.experiment.offline else str(logger.experiment.url)
-        elif logger.log_dir:
-            rows["log"] = str(shown(Path(logger.log_dir)))
-    paths_list(rows, console)
+    paths_list(rows | dict(logs), console)
+
+
+def _rank() -> int:
+    """This process's place among those of its run, however they were started; 0 is the first, or the only one."""
+    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if n in os.environ), 0)

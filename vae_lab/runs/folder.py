@@ -1,97 +1,23 @@
-"""A run's folder: what a run leaves behind, and how to get the model back from it."""
+"""A run's folder gives back the model, and what it was trained on and for."""
 
 import importlib
-import json
-import math
-import os
-import platform
 import re
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hydra.errors
 import torch
-import yaml
 
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Source
 from vae_lab.interfaces import Decoder, Encoder, Likelihood, Prior
 from vae_lab.objectives import Objective
+from vae_lab.runs.files import CONFIG, Config, read_config, reason
 from vae_lab.vae import VAE
 
-CONFIG, ENVIRONMENT, METRICS, EVALUATION = "config.yaml", "environment.json", "metrics.json", "evaluation.json"
-PACKAGES = ["torch", "pytorch-lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn"]
-
-Config = dict[str, Any]
 Part = TypeVar("Part")
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes YAML or JSON, by the file's ending; a reader sees the old file or the new one, never a half."""
-    text = (
-        yaml.safe_dump(dict(content), sort_keys=False)
-        if path.suffix == ".yaml"
-        else json.dumps(content, indent=2, default=str)
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n" * (not text.endswith("\n")))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def environment(overrides: Sequence[str]) -> dict[str, Any]:
-    """What a run ran in: the versions of python and packages, the machine, the git revision, the overrides."""
-    here = Path(__file__).resolve().parent
-    versions = {}
-    for package in ("vae-lab", *PACKAGES):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "overrides": list(overrides),
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "git": {"revision": _git(here, "rev-parse", "HEAD"), "changed": bool(_git(here, "status", "--porcelain"))},
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
-    """Nested keys joined by dots: `{"objective": {"V": 5}}` -> `{"objective.V": 5}`."""
-    items: Config = {}
-    for key, value in config.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return items
-
-
-def read_config(folder: str | Path) -> Config:
-    """The resolved configuration of the run in `folder`; raises ValueError where there is none."""
-    path = Path(folder) / CONFIG
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{folder} is not the folder of a run: {path} cannot be read ({_reason(error)})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder} is not the folder of a run: {path} holds no mapping")
-    return config
 
 
 def load(folder: str | Path, packages: Sequence[str] = (), checkpoint: str = "best") -> VAE:
@@ -122,7 +48,7 @@ def load(folder: str | Path, packages: Sequence[str] = (), checkpoint: str = "be
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         state = {k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")}
     except Exception as error:  # torch raises a dozen kinds for a torn, hostile or foreign file
-        raise ValueError(f"{path} cannot be loaded: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be loaded: {reason(error)}") from error
     try:
         vae.load_state_dict(state)
     except RuntimeError as error:
@@ -176,7 +102,7 @@ def build(config: Config, key: str, kind: type[Part], packages: Sequence[str]) -
     try:
         part = hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
-        raise ValueError(f"{key} of {CONFIG} cannot be built: {_reason(error.__cause__ or error)}") from error
+        raise ValueError(f"{key} of {CONFIG} cannot be built: {reason(error.__cause__ or error)}") from error
     if not isinstance(part, kind):  # where `_partial_` stands beside the `_target_`, say
         raise ValueError(f"{key} of {CONFIG} must be a {kind.__name__}, got {type(part).__name__}")
     return part
@@ -210,17 +136,7 @@ def _locate(target: object, key: str, packages: Sequence[str]) -> type:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{key}._target_ {target!r} cannot be imported: {error}") from error
-    # `vae_lab.runs.subprocess.Popen` would be found too: what counts is where a class is defined
+    # `vae_lab.runs.files.subprocess.Popen` would be found too: what counts is where a class is defined
     if not isinstance(cls, type) or not any(f"{cls.__module__}.".startswith(f"{package}.") for package in trusted):
         raise ValueError(refusal)
     return cls
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics as plain numbers, for JSON: what is not finite becomes null; Lightning's step is none."""
-    numbers = {k: float(v) for k, v in values.items() if k != "step"}
-    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
