@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import final
+from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
@@ -21,7 +21,7 @@ from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments, bits_per_dim
 from vae_lab.objectives import Objective
-from vae_lab.seeds import generator
+from vae_lab.seeds import generator, seed_of
 from vae_lab.vae import VAE
 
 ACTIVE = 0.01
@@ -43,6 +43,9 @@ class LitVAE(pl.LightningModule):
 
     The batches it is fed are the same on every process; each process takes its share of the data and of the noise,
     so that results do not depend on the number of processes.
+
+    A checkpoint holds where the noise and the epoch's statistics are, so that on a CPU a run that continues from one
+    comes to the same weights, bit by bit, and logs the same values as one that never stopped.
 
     Args:
         vae: the model
@@ -73,10 +76,13 @@ class LitVAE(pl.LightningModule):
         self.seed, self.clip, self.levels = seed, clip, levels
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
+        self.images, self.seconds = 0, 0.0  # of this epoch so far
+        self.resumed: dict[str, Any] | None = None  # where the checkpoint was taken that a fit continues from
 
     def setup(self, stage: str) -> None:
         rank, world = self.global_rank, self.trainer.world_size
         self.alone, self.mine = world == 1, slice(rank, None, world)
+        self.resumed = None
 
     # --- training
 
@@ -109,9 +115,48 @@ class LitVAE(pl.LightningModule):
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         watched = any(getattr(type(c), hook) is not getattr(pl.Callback, hook) for c in callbacks for hook in hooks)
         self.plain = full and self.trainer.world_size == 1 and not watched
+        self.images, self.seconds = 0, 0.0
+        self.train_terms.reset()
+
+    def on_train_start(self) -> None:
+        if self.resumed is not None:
+            self.resume(self.resumed)
+        self.started = perf_counter() - self.seconds
 
     def on_train_epoch_start(self) -> None:
         self.images, self.started = 0, perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not hasattr(self, "noise"):
+            return
+        device = self.noise.device
+        checkpoint["position"] = {
+            "device": device.type,
+            "noise": self.noise.get_state(),
+            # nothing of ours draws from torch's own stream; a component of the user's may
+            "torch": torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state(),
+            "terms": self.train_terms.sums(),
+            "images": self.images,
+            "seconds": self.seconds,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.resumed = checkpoint.get("position") if self.trainer.state.fn == "fit" else None
+
+    def resume(self, position: dict[str, Any]) -> None:
+        """Goes on where the checkpoint was taken; on another kind of device, with noise of its own from there."""
+        self.resumed = None
+        self.images, self.seconds = position["images"], position["seconds"]
+        if self.global_rank == 0:  # the sums are those of all processes
+            self.train_terms.resume(position["terms"])
+        if position["device"] != self.noise.device.type:
+            self.noise.manual_seed(seed_of(self.seed, "noise", position["noise"].tolist()))
+            return
+        self.noise.set_state(position["noise"])
+        if self.noise.device.type == "cuda":
+            torch.cuda.set_rng_state(position["torch"], self.noise.device)
+        else:
+            torch.set_rng_state(position["torch"])
 
     def training_step(self, block: Iterable[Batch], block_idx: int) -> None:
         batches = list(block) if self.native else self.trainer.precision_plugin.convert_input(list(block))
@@ -151,8 +196,17 @@ class LitVAE(pl.LightningModule):
         self.account(terms, before)
         self.seconds = perf_counter() - self.started
         if logs and norm is not None:
-            self.log_dict({f"train/{name}_step": v for name, v in named(terms[-1].mean(1)).items()})
-            self.log_dict({"train/grad_norm": norm, "step": float(self.global_step)})
+            values = {f"train/{name}_step": v for name, v in named(terms[-1].mean(1)).items()}
+            self.log_step(values | {"train/grad_norm": norm})
+
+    def log_step(self, values: dict[str, Tensor]) -> None:
+        """Logs values of the last step. Loggers have them at once, before a callback can take a checkpoint after
+        which nothing would log them; Lightning would tell them later."""
+        self.log_dict(values, logger=False)
+        numbers = {name: v.item() for name, v in values.items()} if self.loggers else {}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
+            logger.save()
 
     def account(self, terms: list[Float[Tensor, "k _"]], before: int) -> None:
         """Takes the terms of the steps after step `before` into the epoch's statistics, if they are finite."""

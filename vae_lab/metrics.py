@@ -53,6 +53,16 @@ class Moments(Metric):
         variance = (self.squares / self.n - mean**2).clamp(min=0)
         return Statistics(self.n, mean, variance, (variance / self.n).sqrt())
 
+    def sums(self) -> dict[str, Tensor]:
+        """n, total and squares, over all processes: what a checkpoint keeps."""
+        with self.sync_context():
+            return {name: getattr(self, name).clone() for name in ("n", "total", "squares")}
+
+    def resume(self, sums: dict[str, Tensor]) -> None:
+        """Goes on from those sums."""
+        for name, value in sums.items():
+            getattr(self, name).copy_(value)
+
 
 def bits_per_dim(log_p: Tensor, D: int, levels: int) -> Tensor:
     """Nats per datum as bits for each of its D values: what coding them would take.
