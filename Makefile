@@ -9,7 +9,7 @@ train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed-dev

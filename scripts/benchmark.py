@@ -3,6 +3,7 @@
 python scripts/benchmark.py training                      # Fashion-MNIST's shape with random pixels
 python scripts/benchmark.py training --root DIR           # real Fashion-MNIST, from its four files in DIR
 python scripts/benchmark.py evaluation                    # IWAE-1000 of 1,000 images
+python scripts/benchmark.py sweep                         # jobs in processes of their own, against one after another
 """
 
 import argparse
@@ -15,6 +16,7 @@ import platform
 import re
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +39,7 @@ from torch.nn import functional as F
 from vae_lab import decoders, encoders, hints, likelihoods, priors
 from vae_lab.callbacks import Progress
 from vae_lab.cli import register_resolvers
-from vae_lab.commands import train
+from vae_lab.commands import training as command
 from vae_lab.data.sources import Digits, FashionMnist
 from vae_lab.distributions import reparameterise
 from vae_lab.evaluation.estimators import importance
@@ -103,14 +105,14 @@ def shipped(work: Workload, file: Path, folder: Path) -> Segment:
         ]
         with initialize_config_dir(str(hints.CONF), version_base="1.3"):
             cfg = compose("train", overrides)
-        data, lit, trainer = train.assemble(cfg)
+        data, lit, trainer = command.assemble(cfg)
         timer = Timer()
         terminal = Console(file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [timer, Progress(terminal), *(c for c in callbacks if not isinstance(c, Progress))]
-        train.describe(trainer, {"workload": work.name})
+        command.describe(trainer, {"workload": work.name})
         trainer.fit(lit, datamodule=data)
-        train.close(trainer.loggers, 0)
+        command.close(trainer.loggers, 0)
         return timer.seconds
 
     return segment
@@ -347,14 +349,81 @@ def show_evaluation(result: dict, console: Console) -> None:
     console.print(table)
 
 
+POOL_GOAL = 1.35  # basic launcher / pool, in seconds
+LONG = 12  # times its start-up: a long cell
+
+
+def sweep(cells: int, longest: float | None) -> dict:
+    """The seconds of a sweep under Hydra's basic launcher, which runs one job after another on all cores, and under the
+    pool: with cells of which start-up is under a tenth, and with short ones.
+
+    Args:
+        cells: how many runs, by their seed
+        longest: the seconds of a long cell; None: LONG times its start-up
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pixels.npy"
+        np.save(file, pixels(WORKLOADS[0], None))
+
+        def seconds(steps: int, *more: str, threads: int | None = None) -> float:
+            threads_said = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+            before = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+            outputs = f"paths.outputs={folder}/{time.time_ns()}"
+            command = [sys.executable, "-m", "vae_lab.cli", "train", *more, *sweep_cell(file, steps), outputs]
+            start = time.perf_counter()
+            subprocess.run(command, env=before | threads_said, check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - start
+
+        startup = min(seconds(1, threads=1) for _ in range(2))  # the first finds nothing in the disk's cache
+        calibration = 300
+        step = max(1e-4, (seconds(calibration, threads=1) - startup) / calibration)
+        result: dict = {"startup": startup, "cells": cells}
+        for name, aim in (("long", longest or LONG * startup), ("short", startup / 4)):
+            steps = max(1, round(aim / step))
+            axis = "-m", f"seed={','.join(map(str, range(cells)))}"
+            pool = seconds(steps, *axis, "hydra/launcher=pool")
+            basic = seconds(steps, *axis, "hydra/launcher=basic")
+            share = startup / (startup + steps * step)
+            result[name] = {"steps": steps, "pool": pool, "basic": basic, "ratio": basic / pool, "share": share}
+    return result
+
+
+def sweep_cell(file: Path, steps: int) -> list[str]:
+    """One run of the first workload's shape."""
+    work = WORKLOADS[0]
+    shape = [f"{part}.hidden=[{work.hidden}]" for part in ("encoder", "decoder")]
+    data = [
+        "data=arrays",
+        f"data.root={file}",
+        "data.validation=0.01",
+        "data.test=0.01",
+        f"sampling.batch_size={BATCH}",
+    ]
+    rest = [f"d={work.d}", f"likelihood={work.likelihood}", "trainer.accelerator=cpu", "callbacks=[checkpoint]"]
+    return [*shape, *data, *rest, "trainer.max_epochs=-1", f"trainer.max_steps={steps}", "logger=none"]
+
+
+def show_sweep(result: dict, console: Console) -> None:
+    """Prints what `sweep` found."""
+    title = f"{result['cells']} runs, {os.cpu_count()} cores; start-up of one {result['startup']:.1f} s"
+    table = Table("cells", "start-up's share", "pool, s", "basic, s", "basic / pool", "goal", title=title)
+    for name in ("long", "short"):
+        row = result[name]
+        times = f"{row['share']:.0%}", f"{row['pool']:.0f}", f"{row['basic']:.0f}", f"{row['ratio']:.2f}"
+        table.add_row(name, *times, f">= {POOL_GOAL}" if name == "long" else "-")
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "evaluation"])
+    parser.add_argument("what", choices=["training", "evaluation", "sweep"])
     parser.add_argument("--segments", type=int, default=7, help="timed segments of each contender (default 7)")
     parser.add_argument("--only", choices=[work.name for work in WORKLOADS], help="one workload (default: all)")
     parser.add_argument("--root", help="a folder with the files of Fashion-MNIST")
     parser.add_argument("--images", type=int, default=1000, help="how many to evaluate (default 1000)")
     parser.add_argument("--samples", type=int, default=1000, help="K, of each of them (default 1000)")
+    parser.add_argument("--cells", type=int, default=2, help="runs of a sweep (default 2)")
+    parser.add_argument("--seconds", type=float, help=f"of a sweep's long cell (default: {LONG} times its start-up)")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark.json"), help="where the figures go")
     arguments = parser.parse_args()
     console = Console()
@@ -365,6 +434,9 @@ def main() -> None:
         machine = f"one thread, {platform.machine()}"
         console.print(f"peak memory of {WORKLOADS[0].name} above the imports: {memory / 2**20:.0f} MiB; {machine}")
         found |= {"training": results, "memory": memory}
+    elif arguments.what == "sweep":
+        found |= {"sweep": (result := sweep(arguments.cells, arguments.seconds))}
+        show_sweep(result, console)
     else:
         result = evaluation(arguments.images, arguments.samples, arguments.segments)
         show_evaluation(result, console)

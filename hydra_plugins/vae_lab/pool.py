@@ -1,0 +1,30 @@
+"""hydra/launcher=pool"""
+
+from collections.abc import Sequence
+from typing import final
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from vae_lab.launch.pool import Device, Pool
+
+
+@final
+class PoolLauncher(Launcher):
+    """Local processes, one for each slot; see `vae_lab.launch.pool.Pool`."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device | Sequence[Device]] | None = None,
+        threads: int | None = None,
+        max_failures: int | None = None,
+    ) -> None:
+        self.pool = Pool(devices, threads, max_failures)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return self.pool.launch(self.config, job_overrides)

@@ -1,0 +1,113 @@
+"""The cells of a sweep before any of them runs: what each is, where it lies, how far it has come, what is wrong."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_lab import cli
+from vae_lab.runs import identity, record
+
+WRONG = (ValueError, HydraException, OmegaConfBaseException)
+"""What a mistake in a cell's configuration raises."""
+
+
+class Cell(NamedTuple):
+    """One job of a sweep: a run."""
+
+    overrides: list[str]
+    folder: str = ""
+    fingerprint: str = ""
+    state: str = "new"  # new, running, partial, failed or finished
+    error: str | None = None  # what is wrong with its configuration
+
+
+def plan(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], build: bool = True) -> list[Cell]:
+    """The cells of the sweep that Hydra has composed `config` for, in their order.
+
+    Nothing is trained and nothing is written. Only where a cell is yet to be trained are its parts built, once for each
+    distinct one, so that values out of range are known too; else torch is not imported.
+
+    Args:
+        config: the sweep's, with its `hydra` node
+        overrides_of_cells: what each cell was asked for
+        build: whether parts are built
+    """
+    cells, seen = [], set[str]()
+    for overrides, found in zip(overrides_of_cells, configs(config, overrides_of_cells), strict=True):
+        cell = Cell(list(overrides))
+        try:
+            if isinstance(found, Exception):
+                raise found
+            cell = located(found, cell.overrides)
+            if build and cell.state != "finished":
+                from vae_lab.commands import check  # imports torch
+
+                check.values(found, seen)
+        except WRONG as error:
+            cell = cell._replace(error=cli.explain(error, "train", overrides))
+        cells.append(cell)
+    return cells
+
+
+def located(cfg: DictConfig, overrides: list[str]) -> Cell:
+    """The cell that `cfg` describes: its identity, and how far it has come."""
+    fingerprint = identity.fingerprint(cfg)
+    folder = identity.folder(cfg.paths.outputs, overrides, fingerprint)
+    return Cell(overrides, str(folder), fingerprint, record.state(folder))
+
+
+def refuse(cells: Sequence[Cell]) -> None:
+    """Raises ValueError if something is wrong with a cell: which, what it was asked for, and what is wrong."""
+    wrong = [
+        f"cell {i} of {len(cells)} ({' '.join(c.overrides)}): {c.error}" for i, c in enumerate(cells, 1) if c.error
+    ]
+    if wrong:
+        more = [f"and {len(wrong) - 3} more"] if len(wrong) > 3 else []
+        raise ValueError("; ".join([*wrong[:3], *more, "nothing was started"]))
+
+
+def configs(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> Iterator[DictConfig | Exception]:
+    """Each cell's configuration without its `hydra` node, or what is wrong with it.
+
+    Hydra composes anew for each cell, which takes it a tenth of a second. Only options of groups need that: it is done
+    once for each set of them, and the plain values are applied to a copy, in their order, as Hydra does.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    elsewhere = config.hydra.searchpath  # groups that only composing finds
+    parser, parsed = OverridesParser.create(), dict[str, Override]()
+    bases: dict[tuple[str, ...], DictConfig | Exception] = {}
+    for overrides in overrides_of_cells:
+        try:
+            parsed |= {o: parser.parse_overrides([o])[0] for o in overrides if o not in parsed}
+            options = [o for o in overrides if elsewhere or loader.repository.group_exists(parsed[o].key_or_group)]
+            key = tuple(options)
+            if key not in bases:
+                bases[key] = composed(loader, config, options)
+            base = bases[key]
+            if isinstance(base, Exception):
+                raise base
+            cfg = copy.deepcopy(base)
+            ConfigLoaderImpl._apply_overrides_to_config([parsed[o] for o in overrides if o not in options], cfg)
+            yield cfg
+        except WRONG as error:
+            yield error
+
+
+def composed(loader: ConfigLoaderImpl, config: DictConfig, options: list[str]) -> DictConfig | Exception:
+    """What Hydra makes of a set of options, without the `hydra` node, or what is wrong with it."""
+    try:
+        cfg = loader.load_sweep_config(config, options)
+    except WRONG as error:
+        return error
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg

@@ -1,0 +1,221 @@
+"""The jobs of a sweep on this machine: as many at a time as it has slots, each a GPU, several of them, or a core."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, final
+
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
+
+from vae_lab.checks import whole
+from vae_lab.launch import job, sweep
+from vae_lab.launch.board import Board
+from vae_lab.launch.plan import Cell
+from vae_lab.runs import record
+
+TICK = 0.1  # seconds between looks at the jobs
+GRACE = 60.0  # seconds that an interrupted job has to save itself
+
+Device = int | str
+
+
+class Slot(NamedTuple):
+    """Where one job at a time runs."""
+
+    devices: list[Device] | None  # GPUs; None: the CPU
+    threads: int
+
+    def __str__(self) -> str:
+        return "CPU" if self.devices is None else f"GPU {','.join(map(str, self.devices))}"
+
+
+class Job(NamedTuple):
+    """A job that runs."""
+
+    slot: Slot
+    process: subprocess.Popen[bytes]
+
+
+@final
+class Pool:
+    """Local processes, one for each slot.
+
+    Args:
+        devices: each slot's GPUs, as in [[0], [1], [2, 3]]; null: one slot for each GPU that is visible, and without
+            GPUs one for every `threads` cores
+        threads: of each job; null: 1 on the CPU, else the slot's share of the cores
+        max_failures: no further job is started after so many have failed; null: however many
+    Raises:
+        ValueError: for what is not of that kind.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device | Sequence[Device]] | None = None,
+        threads: int | None = None,
+        max_failures: int | None = None,
+    ) -> None:
+        self.devices = None if devices is None else [_devices(slot) for slot in _items(devices)]
+        self.threads = threads if threads is None else whole("hydra.launcher.threads", threads)
+        self.max_failures = max_failures
+        if max_failures is not None:
+            whole("hydra.launcher.max_failures", max_failures)
+
+    def launch(self, config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> list[JobReturn]:
+        """Runs the sweep that Hydra has composed `config` for; the result of each cell."""
+        slots = self.slots(config)
+        return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
+
+    def slots(self, config: DictConfig) -> list[Slot]:
+        """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""
+        devices = self.devices
+        there = gpus() if devices is not None or config.trainer.accelerator in ("auto", "gpu", "cuda") else []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if devices is None:
+            devices = [[gpu] for gpu in there]
+        elif absent := [str(d) for slot in devices for d in slot if str(d) not in there and not str(d)[:1].isalpha()]:
+            listed = ", ".join(there) or "none"
+            raise ValueError(f"hydra.launcher.devices must be GPUs that are here ({listed}), got {', '.join(absent)}")
+        if devices:
+            share = self.threads or max(1, cores // len(devices))
+            return [Slot(list(slot), share) for slot in devices]
+        threads = self.threads or 1
+        return [Slot(None, threads)] * max(1, cores // threads)
+
+    def run(
+        self, slots: Sequence[Slot], cells: Sequence[Cell], waiting: Sequence[int], inherited: list[str], board: Board
+    ) -> None:
+        """Runs the jobs of the cells that `waiting` numbers, and ends them when this process is told to end."""
+        queue, free, running = list(waiting), list(slots), dict[int, Job]()
+        with signals() as arrived:
+            try:
+                while (queue or running) and not arrived:
+                    if self.max_failures and board.failures() >= self.max_failures:
+                        queue = []
+                    while free and (ready := [i for i in queue if record.state(cells[i].folder) != "running"]):
+                        queue.remove(i := ready[0])
+                        if cells[i].state != "finished" and record.state(cells[i].folder) == "finished":
+                            board.skip(i, job.outcome(cells[i].folder, 0))  # another process did it meanwhile
+                            continue
+                        running[i] = start(cells[i], inherited, free[0])
+                        board.start(i, str(free.pop(0)))
+                    time.sleep(TICK)
+                    for i, status in ended(running):
+                        free.append(running.pop(i).slot)
+                        if status == record.BUSY:
+                            queue.append(i)  # another process was quicker
+                        else:
+                            board.end(i, job.outcome(cells[i].folder, status))
+            finally:  # interrupted, or an error of ours: no job outlives the sweep
+                stop(running, arrived)
+                for i, status in ended(running):
+                    board.end(i, job.outcome(cells[i].folder, status))
+        board.signal = arrived[0] if arrived else None
+
+
+def start(cell: Cell, inherited: Sequence[str], slot: Slot) -> Job:
+    """The job of a cell, begun; what it prints goes to the end of its log."""
+    folder = Path(cell.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    several = [] if slot.devices is None or len(slot.devices) == 1 else spread(cell, len(slot.devices))
+    command = job.command([*inherited, *cell.overrides, *several])
+    with open(folder / job.LOG, "ab") as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            env=job.environment(slot.devices, slot.threads),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is ours to pass on; and the job's own processes end with it
+        )
+    return Job(slot, process)
+
+
+def spread(cell: Cell, n: int) -> list[str]:
+    """What makes one run of `n` GPUs, unless the cell says so itself. It does not change the run's identity."""
+    said = {override.lstrip("+").partition("=")[0] for override in cell.overrides}
+    if said & {"trainer", "trainer.devices"}:
+        return []
+    return [f"trainer.devices={n}", *([] if "trainer.strategy" in said else ["trainer.strategy=ddp"])]
+
+
+def ended(running: dict[int, Job]) -> list[tuple[int, int]]:
+    """The cells whose jobs have ended, and their exit statuses."""
+    return [(i, status) for i, (_, process) in running.items() if (status := process.poll()) is not None]
+
+
+def stop(running: dict[int, Job], arrived: list[int]) -> None:
+    """Asks the jobs to save themselves and end; kills those that do not, and all when a second signal arrives."""
+    for _, process in running.values():
+        tell(process, signal.SIGTERM)
+    patience, heard = time.monotonic() + GRACE, len(arrived)
+    while len(ended(running)) < len(running):
+        if time.monotonic() > patience or len(arrived) > max(1, heard):
+            for _, process in running.values():
+                tell(process, signal.SIGKILL)
+                process.wait()
+        time.sleep(TICK)
+
+
+def tell(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Sends a signal to a job and to the processes that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)  # its session is its own
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The numbers of the signals to end that arrive meanwhile, which then interrupt nothing."""
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as under nohup
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def gpus() -> list[str]:
+    """The GPUs that a job may use, as nvidia-smi numbers them; torch is not asked, as importing it takes seconds."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    there = [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        there
+        if visible is None or not there
+        else [d.strip() for d in visible.split(",") if d.strip() not in ("", "-1")]
+    )
+
+
+def _items(devices: object) -> Sequence[Device | Sequence[Device]]:
+    if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
+        raise ValueError(f"hydra.launcher.devices must be a list of slots, as [[0],[1],[2,3]], got {devices!r}")
+    return devices
+
+
+def _devices(slot: object) -> list[Device]:
+    """The GPUs of a slot: a list of them, or one."""
+    found = [slot] if isinstance(slot, int | str) else slot
+    if not isinstance(found, Sequence) or not found or not all(isinstance(d, int | str) for d in found):
+        raise ValueError(f"hydra.launcher.devices: a slot must be a GPU or a list of GPUs, got {slot!r}")
+    return list(found)
