@@ -10,13 +10,9 @@ from torch import Tensor
 
 from vae_lab.checks import one_of, whole
 from vae_lab.data.feed import Blocks, Feed, Indices, Redraw
-from vae_lab.data.preprocessing import Preprocessing
+from vae_lab.data.preprocessing import Preprocessing, prepared
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Pixels, Source, Splits
-from vae_lab.seeds import generator
-
-CHUNK = 4096
-"""How many data are prepared at a time: bounds the memory for what is made on the way."""
 
 
 @final
@@ -87,13 +83,9 @@ class InMemory(pl.LightningDataModule):
         return getattr(self.splits, split)
 
     def _prepare(self, split: str) -> Float[Tensor, "N *shape"]:
-        """x of a split, made once: on the CPU, so that it is the same on every device."""
+        """x of a split, made once."""
         key = split, self._device()
         if key not in self.prepared:
-            pixels = self._split(split).x
-            x = torch.empty(pixels.shape)
-            once = generator("cpu", self.preprocessing.seed, split)
-            for some_x, some_pixels in zip(x.split(CHUNK), pixels.split(CHUNK), strict=True):
-                some_x.copy_(self.preprocessing(some_pixels, self.source.levels, once))
+            x = prepared(self._split(split).x, self.source.levels, self.preprocessing, split)
             self.prepared[key] = x.to(key[1])
         return self.prepared[key]

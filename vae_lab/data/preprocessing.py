@@ -8,6 +8,10 @@ from jaxtyping import Float, Shaped
 from torch import Generator, Tensor
 
 from vae_lab.checks import one_of, whole
+from vae_lab.seeds import generator
+
+CHUNK = 4096
+"""How many data are prepared at a time: bounds the memory for what is made on the way."""
 
 
 class Preprocessing(ABC):
@@ -92,6 +96,17 @@ class BinarisedDynamic(Preprocessing):
         self, pixels: Shaped[Tensor, "N *shape"], levels: int | None, generator: Generator
     ) -> Float[Tensor, "N *shape"]:
         return bernoulli(probability(pixels, levels), generator)
+
+
+def prepared(
+    pixels: Shaped[Tensor, "N *shape"], levels: int | None, preprocessing: Preprocessing, split: str
+) -> Float[Tensor, "N *shape"]:
+    """x of a split's pixels, drawn once where it is random: on the CPU, so that it is the same on every device."""
+    x = torch.empty(pixels.shape)
+    once = generator("cpu", preprocessing.seed, split)
+    for some_x, some_pixels in zip(x.split(CHUNK), pixels.split(CHUNK), strict=True):
+        some_x.copy_(preprocessing(some_pixels, levels, once))
+    return x
 
 
 def scaled(pixels: Shaped[Tensor, "N *shape"], levels: int | None) -> Float[Tensor, "N *shape"]:
