@@ -12,6 +12,7 @@ from vae_lab import runs
 from vae_lab.cli import main
 from vae_lab.commands import evaluate
 from vae_lab.evaluation.protocol import Protocol
+from vae_lab.runs import record
 
 SMALL = ["evaluation.max_examples=12", "evaluation.K=50", "evaluation.m=50", "evaluation.V=5"]
 SMALL += ["evaluation.temperatures=4", "evaluation.chains=4", "evaluation.leapfrog=2", "evaluation.refine_steps=3"]
@@ -86,15 +87,13 @@ def test_everything_at_once(run, capsys):
 
 
 def test_wandbs_summary_holds_the_scores(run):
-    before = len(list((run / "wandb").glob("offline-run-*")))
+    before = len(record.wandb_folders(run))
     main(["evaluate", f"run={run}", *SMALL, "split=val"])
-    files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+    folders = record.wandb_folders(run)
+    files = [file for folder in folders for file in folder.glob("*.wandb")]
     assert len(files) == before + 1 and len({file.name for file in files}) == 1  # the same id: `wandb sync` joins them
-    other = run.parent / "other"
-    (other / "wandb").mkdir(parents=True)
     newest = max(files, key=lambda file: (file.stat().st_mtime, file.parent.name))
-    (other / "wandb" / newest.parent.name).symlink_to(newest.parent)
-    summary = flatten(inspect(other)[0])
+    summary = flatten(inspect(run, newest)[0])
     scores = kept(run)["importance split=val K=50 n=12 checkpoint=best"]
 
     def told(name):
@@ -118,7 +117,7 @@ def test_wandb_that_fails_is_one_line(run, capsys, monkeypatch):
 
 def test_a_run_without_wandb_gets_none(plain):
     main(["evaluate", f"run={plain}", *SMALL])
-    assert not (plain / "wandb").exists() and len(kept(plain)) == 2
+    assert not record.wandb_folders(plain) and len(kept(plain)) == 2
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has(plain, monkeypatch):

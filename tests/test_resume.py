@@ -471,7 +471,7 @@ def test_a_resumed_offline_wandb_run_has_no_gaps(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CONSOLE", "off")
 
     def train(folder, *callbacks):
-        logger = WandbLogger(id="an-id", save_dir=folder, offline=True, resume="allow")
+        logger = WandbLogger(id="an-id", save_dir=folder, offline=True, resume="allow", mode="offline")
         try:
             fit(folder, SETTINGS["default"], *callbacks, loggers=[logger])
         finally:

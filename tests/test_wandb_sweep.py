@@ -117,7 +117,7 @@ def test_an_agent_gets_its_run_also_where_ours_is_finished(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     main(command[4:])
     assert record.read(run) == before
-    [file] = run.glob("wandb/offline-run-*/*.wandb")
+    [file] = run.parent.glob("wandb/offline-run-*/*.wandb")
     assert file.name == f"run-{RUN}.wandb"
     leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", str(file), "--json"]
     said = subprocess.run(leet, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -6,5 +6,6 @@ from vae_lab.callbacks.pictures import Pictures
 from vae_lab.callbacks.preemption import Preemption
 from vae_lab.callbacks.progress import Progress
 from vae_lab.callbacks.pruning import Pruning
+from vae_lab.callbacks.wandb import WandB
 
-__all__ = ["AtomicIO", "Checkpoint", "History", "Pictures", "Preemption", "Progress", "Pruning"]
+__all__ = ["AtomicIO", "Checkpoint", "History", "Pictures", "Preemption", "Progress", "Pruning", "WandB"]

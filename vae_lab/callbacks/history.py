@@ -4,10 +4,12 @@ import json
 import os
 from math import isfinite
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from vae_lab.runs.files import rows
 
 
 @final
@@ -58,13 +60,6 @@ class History(Logger):
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
-
-
-def rows(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a history's file, of which the last line may be torn; none where there is no file."""
-    path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def latest(path: Path | str) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from vae_lab import runs
 from vae_lab.commands.common import build, quieten
-from vae_lab.commands.training import close
+from vae_lab.commands.loggers import close, typed
 from vae_lab.runs import record
 
 
@@ -17,6 +17,6 @@ def log(cfg: DictConfig, folder: Path) -> None:
     known = record.read(folder) or {}
     logger: Logger = build(cfg, "logger")
     if isinstance(logger, WandbLogger):
-        logger.log_hyperparams(runs.flat(runs.read_config(folder)) | {"fingerprint": known["fingerprint"]})
+        logger.log_hyperparams(typed(runs.read_config(folder)) | {"fingerprint": known["fingerprint"]})
         logger.log_metrics({name: value for name, value in known["results"].items() if value is not None})
         close([logger], 0)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from vae_lab.launch import sweep
 from vae_lab.launch.plan import plan, refuse
+from vae_lab.runs import identity, sweeps
 
 
 def run(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> list[JobReturn]:
@@ -20,10 +21,13 @@ def run(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> lis
         ValueError: if something is wrong with any cell, before the first one starts.
         JobFailed: if a cell's job did not finish; the others did.
     """
-    [cells] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(arguments)), None)
+    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    [cells] = BasicSweeper.split_arguments(overrides, None)
     if "vae_lab" not in type(launcher).__module__:  # ours plan for themselves
         refuse(plan(config, cells))
-    returns = list(launcher.launch(cells, initial_job_idx=0))
+    axes = [o.key_or_group for o in overrides if o.is_sweep_override()]
+    with sweeps.named(identity.sweep_name(arguments), axes):
+        returns = list(launcher.launch(cells, initial_job_idx=0))
     if failed := sum(r.status is not JobStatus.COMPLETED for r in returns):
         raise sweep.JobFailed(f"{failed} of {len(returns)} runs did not finish")
     return returns

@@ -10,9 +10,8 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from vae_lab.runs import record
-
-LOG = "job.log"
-"""What a job prints, in its run's folder."""
+from vae_lab.runs.files import LOG as LOG
+from vae_lab.runs.files import tail as tail
 
 RANK = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS")
 """The place of a process among others: of the one that launches, never of its jobs."""
@@ -79,14 +78,3 @@ def outcome(folder: str | Path, status: int) -> Outcome:
         return Outcome("failed", error="ended without a result")
     said = kept.get("error") if kept.get("state") == "failed" else None
     return Outcome("failed", error=str(said or f"exit status {status}"))
-
-
-def tail(folder: str | Path, lines: int = 3) -> list[str]:
-    """The last lines that a job has printed."""
-    try:
-        with open(Path(folder) / LOG, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]

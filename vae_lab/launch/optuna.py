@@ -15,7 +15,7 @@ from rich.console import Console
 from vae_lab.checks import number, one_of, whole
 from vae_lab.launch import space
 from vae_lab.launch.plan import plan, refuse
-from vae_lab.runs import record
+from vae_lab.runs import record, sweeps
 
 if TYPE_CHECKING:
     import vae_lab.launch.study  # imports optuna
@@ -98,7 +98,7 @@ class Search:
         returned: list[JobReturn] = []
         lock = outputs / f".{study.name}"
         try:
-            with record.claim(lock):
+            with record.claim(lock), sweeps.named(study.name, [axis.key for axis in axes]):
                 study.requeue()
                 if len(study.ended()) < self.n_trials:
                     refuse(plan(config, [origin]))  # values out of range too, before the first trial

@@ -1,15 +1,19 @@
 """One sweep, whatever places its jobs: planned first, refused whole if a cell is wrong, run, summed up."""
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from rich.markup import escape
 
 from vae_lab.launch import job
 from vae_lab.launch.board import Board
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.plan import Cell, plan, refuse
+from vae_lab.runs import record, sweeps
 
 
 class JobFailed(HydraException):
@@ -52,17 +56,29 @@ def launch(
     for i, cell in enumerate(cells):
         if first[cell.fingerprint] not in waiting:
             board.skip(i, job.outcome(cell.folder, 0))
+    outputs = Path(cells[0].folder).parent if cells else Path()
     if waiting:
-        with board:
+        notes = [{"run": Path(cell.folder).name, "overrides": cell.overrides} for cell in cells]
+        with sweeps.noted(outputs, notes, slots), board:
             place(cells, waiting, inherited, board)
     for i, cell in enumerate(cells):
         if i not in board.outcomes and (same := board.outcomes.get(first[cell.fingerprint])):
             board.skip(i, same)
     board.close()
+    if any(offline(Path(cell.folder)) for cell in cells):
+        where = Path(os.path.relpath(outputs)) / record.WANDB
+        board.say(f"W&B      offline; to upload: wandb sync {escape(str(where))}/offline-run-*")
     if board.signal is not None:
         raise SystemExit(128 + board.signal)
     left = Outcome("new", error="not started")
     return [returned(cell, board.outcomes.get(i, left)) for i, cell in enumerate(cells)]
+
+
+def offline(folder: Path) -> bool:
+    """Whether the run in `folder` has something that W&B has kept offline, and not uploaded since."""
+    return any(
+        path.name.startswith("offline-") and not any(path.glob("*.synced")) for path in record.wandb_folders(folder)
+    )
 
 
 def returned(cell: Cell, outcome: Outcome) -> JobReturn:

@@ -10,6 +10,7 @@ from vae_lab.runs.files import (
     ENVIRONMENT,
     EVALUATION,
     HISTORY,
+    LOG,
     METRICS,
     PACKAGES,
     Config,
@@ -17,6 +18,7 @@ from vae_lab.runs.files import (
     finite,
     flat,
     read_config,
+    rows,
     write,
 )
 
@@ -28,6 +30,7 @@ __all__ = [
     "ENVIRONMENT",
     "EVALUATION",
     "HISTORY",
+    "LOG",
     "METRICS",
     "PACKAGES",
     "Config",
@@ -39,6 +42,7 @@ __all__ = [
     "load_data",
     "load_objective",
     "read_config",
+    "rows",
     "write",
 ]
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 CONFIG, ENVIRONMENT, METRICS, EVALUATION = "config.yaml", "environment.json", "metrics.json", "evaluation.json"
-HISTORY = "history.jsonl"
+HISTORY, LOG = "history.jsonl", "job.log"  # the log is what a launcher's job prints
 PACKAGES = ["torch", "pytorch-lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn"]
 
 Config = dict[str, Any]
@@ -89,6 +89,24 @@ def finite(values: Mapping[str, Any]) -> dict[str, float | None]:
     """Metrics as plain numbers, for JSON: what is not finite becomes null; Lightning's step is none."""
     numbers = {k: float(v) for k, v in values.items() if k != "step"}
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+
+
+def rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a history's file, of which the last line may be torn; none where there is no file."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def tail(folder: str | Path, lines: int = 3) -> list[str]:
+    """The last lines that a job has printed."""
+    try:
+        with open(Path(folder) / LOG, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
 def reason(error: BaseException) -> str:

@@ -21,7 +21,8 @@ ASIDE = {
     # (a run that a study has ended is partial)
     *("logger", "callbacks.pictures", "callbacks.progress", "callbacks.pruning"),
     *("callbacks.checkpoint.folder", "callbacks.checkpoint.every_seconds"),
-    # which devices do the work: results do not depend on their number
+    # which devices do the work, and how: results do not depend on it, but for rounding
+    "engine",
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
     *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
@@ -120,10 +121,16 @@ def existing(outputs: Path, fingerprint: str) -> list[Path]:
 
 def run_name(overrides: Sequence[str]) -> str:
     """What was asked for: the overrides that matter to the result, as a run's name."""
-    keys = ("paths.", "logger", "callbacks", "hydra", "check=", "force=", "wait=")
+    keys = ("paths.", "logger", "callbacks", "engine", "hydra", "check=", "force=", "wait=")
     aside = (*keys, "trainer=", "trainer.devices", "trainer.accelerator", "trainer.strategy")
     words = [word for word in (o.lstrip("+~") for o in overrides) if not word.startswith(aside)]
     return " ".join(words) or "defaults"
+
+
+def sweep_name(overrides: Sequence[str]) -> str:
+    """What a sweep is called that was asked for by these overrides: the same whenever they are typed, in any order."""
+    overrides = sorted(overrides)
+    return f"{readable(overrides)}-{hashlib.sha256(run_name(overrides).encode()).hexdigest()[:6]}"
 
 
 def readable(overrides: Sequence[str]) -> str:

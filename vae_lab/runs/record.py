@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from vae_lab.runs import identity
 from vae_lab.runs.files import write
 
-RECORD, LOCK = "run.json", "lock.json"
+RECORD, LOCK, WANDB = "run.json", "lock.json", "wandb"
 STATES = ("new", "running", "partial", "failed", "finished")
 BEAT, STALE = 5.0, 60.0  # seconds between heartbeats, and without one until a lock is nobody's
 BUSY = 75  # exit status: another process has the run; try again later (EX_TEMPFAIL)
@@ -190,6 +190,16 @@ def former(folder: Path) -> int:
     """The greatest n of the folders `<name>.old-<n>`."""
     numbers = (p.name.rpartition("-")[2] for p in folder.parent.glob(f"{glob.escape(folder.name)}.old-*"))
     return max((int(n) for n in numbers if n.isdecimal()), default=0)
+
+
+def wandb_folders(folder: Path) -> list[Path]:
+    """What W&B keeps of the run in `folder`, beside that: a folder for each time it was taken up, the oldest first."""
+    known = read(folder) or {}
+    if not isinstance(name := known.get("wandb"), str):
+        return []
+    # two that were begun within a second: the later folder has a number after the id
+    files = (folder.parent / WANDB).glob(f"*run-*-{(known_as := glob.escape(name))}*/run-{known_as}.wandb")
+    return sorted((file.parent for file in files), key=lambda path: path.name.partition("run-")[2])
 
 
 def tidy(folder: Path) -> None:
