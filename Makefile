@@ -2,6 +2,7 @@
 # make test                     creates .venv, installs, runs lint, types and all tests
 PYTHON ?= python3
 BIN := .venv/bin
+SIDE_BY_SIDE := -n auto --dist loadgroup
 
 .PHONY: train test lint types clean
 
@@ -9,8 +10,8 @@ train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not cluster"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not cluster"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

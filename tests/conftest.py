@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 # before anything imports vae_lab; a float may be given as an int, as type checkers have it (PEP 484)
 install_import_hook("vae_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+# the tests' tensors are small: more threads only wait for each other, also in the processes that tests start
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,11 @@ def data_folder():
 def unchecked(monkeypatch):
     """No check of annotations: for what vae_lab itself says about an argument of the wrong type."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """The outputs of a sweep of 24 real runs; it takes minutes."""
+    from report_fixture import sweep  # here, as few tests need it
+
+    return sweep(tmp_path_factory.mktemp("swept"))

@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from vae_lab import decoders, encoders, hints, interfaces, likelihoods, objectives, posteriors, priors, schedules
 from vae_lab.data import preprocessing, sampling, sources
 from vae_lab.distributions import centre, reparameterise
+from vae_lab.engine import engines, rules, step
 from vae_lab.interfaces import Batch, Decoder, Encoder, Likelihood, Posterior, Prior
 from vae_lab.objectives import Elbo, Objective
 from vae_lab.vae import VAE
@@ -327,6 +328,8 @@ ABSTRACT = [
     (sources.Source, sources),
     (preprocessing.Preprocessing, preprocessing),
     (sampling.Sampling, sampling),
+    (engines.Engine, engines),
+    (rules.Rule, rules),
 ]
 
 
@@ -344,7 +347,9 @@ def test_classes_are_abstract_or_final(kind, module):
 
 
 @pytest.mark.parametrize(
-    "module", [interfaces, posteriors, encoders, decoders, likelihoods, priors, objectives, schedules], ids=name
+    "module",
+    [interfaces, posteriors, encoders, decoders, likelihoods, priors, objectives, schedules, engines, rules, step],
+    ids=name,
 )
 def test_every_class_is_abstract_final_or_a_tuple(module):
     for cls in vars(module).values():

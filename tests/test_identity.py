@@ -71,6 +71,8 @@ def test_no_two_of_them_are_alike():
         *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"),
         "+trainer.num_nodes=2",
         *("trainer.log_every_n_steps=1", "trainer.enable_progress_bar=true", "+trainer.profiler=simple"),
+        "engine=compiled",
+        "engine.steps=3",
         "trainer.default_root_dir=/elsewhere",
         # what holds anyhow
         *("d=2", "likelihood.s2=2e-2", "encoder=mlp", "encoder.d=2", "likelihood.shape=[1,8,8]"),

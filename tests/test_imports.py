@@ -42,14 +42,16 @@ ALLOWED = {
     "data": {"checks", "interfaces", "seeds"},
     # what a trained model is worth, also with parameters for each datum (6)
     "evaluation": PART | {"data", "decoders", "densities", "encoders", "likelihoods", "objectives", "priors", "vae"},
-    "lit": {"interfaces", "distributions", "evaluation", "metrics", "objectives", "seeds", "vae"},
+    "engine": {"checks", "interfaces", "objectives", "vae"},
+    "lit": {"interfaces", "distributions", "engine", "evaluation", "metrics", "objectives", "seeds", "vae"},
     # the proof sheet, which knows the whole of the mathematics
     "proofs": PART
     | {"data", "decoders", "encoders", "evaluation", "likelihoods", "objectives", "oracles", "priors", "seeds", "vae"},
     # what surrounds it, and knows no part either
     "diagrams": {"interfaces", "objectives", "vae"},
     "pictures": {"distributions", "interfaces", "vae"},
-    "runs": {"interfaces", "objectives", "vae", "data"},
+    "runs": {"checks", "hints", "interfaces", "objectives", "vae", "data"},
+    "report": {"checks", "data", "oracles", "runs"},
     "callbacks": {"checks", "evaluation", "interfaces", "pictures", "runs", "vae"},
     "commands": {
         "callbacks",
@@ -68,6 +70,7 @@ ALLOWED = {
         "oracles",
         "priors",
         "proofs",
+        "report",
         "runs",
         "schedules",
         "seeds",
@@ -76,7 +79,7 @@ ALLOWED = {
     "cli": {"checks", "hints", "data", "runs"},
     # what runs many of them
     "launch": {"checks", "cli", "commands", "hints", "runs"},
-    "vae_lab": {"runs"},  # the package itself
+    "vae_lab": {"report", "runs"},  # the package itself
 }
 """What each module or folder may import of vae_lab, besides itself: always something above it."""
 
@@ -84,12 +87,18 @@ KNOWN_BY = {
     "hydra": {"cli", "commands", "runs", "launch"},
     "omegaconf": {"cli", "commands", "launch"},
     "wandb": {"cli", "commands", "callbacks"},
+    "wandb_workspaces": {"commands"},
     "pytorch_lightning": {"lit", "data", "callbacks", "commands"},
     "torchmetrics": {"metrics", "evaluation"},
     "matplotlib": {"diagrams", "pictures", "callbacks"},
     "rich": {"callbacks", "commands", "launch"},
     "numpy": {"data"},
     "sklearn": {"data"},
+    "scipy": {"report"},
+    "pandas": {"report"},
+    "plotly": {"report"},
+    "jinja2": {"report"},
+    "PIL": {"report"},
     "pooch": {"data"},
     "yaml": {"commands", "hints", "runs", "launch"},
     "zuko": {"posteriors"},

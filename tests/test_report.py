@@ -689,6 +689,7 @@ def test_five_hundred_runs(outputs):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
+@pytest.mark.xdist_group("swept")
 def test_a_real_sweep(swept, tmp_path):
     found = payload(collect(swept))
     assert len(found["runs"]) == 24 and found["swept"] == "12 d × s2 × V cells, 2 seeds each" and not found["broken"]

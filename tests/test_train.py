@@ -15,6 +15,7 @@ import yaml
 
 import vae_lab
 from vae_lab.cli import main
+from vae_lab.runs import record
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["trainer.max_epochs=2", "callbacks=[checkpoint]"]
@@ -80,9 +81,11 @@ def run(tmp_path_factory):
     return folder / found
 
 
-def inspect(run):
-    """An offline W&B run as W&B's own reader sees it: its summary, and its records."""
-    [file] = (run / "wandb").glob("offline-run-*/*.wandb")
+def inspect(run, file=None):
+    """An offline W&B run as W&B's own reader sees it: its summary, and its records; `file`, where there are several."""
+    if file is None:
+        [folder] = record.wandb_folders(run)
+        [file] = folder.glob("*.wandb")
     leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", str(file)]
     records = subprocess.run([*leet, "--json"], capture_output=True, text=True, timeout=120, check=True).stdout
     summary = subprocess.run([*leet, "--summary", "--json"], capture_output=True, text=True, timeout=120, check=True)
@@ -92,8 +95,9 @@ def inspect(run):
 def test_a_run_leaves_everything_in_its_folder(run):
     assert {p.name for p in run.iterdir()} == {
         *("config.yaml", "environment.json", "run.json", "metrics.json", "history.jsonl"),
-        *("checkpoints", "pictures", "wandb"),
+        *("checkpoints", "pictures"),
     }
+    assert {p.name for p in run.parent.iterdir()} == {run.name, "wandb"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     names = ("reconstructions", "samples", "traversals", "manifold", "latent_scatter")
     assert {p.name for p in (run / "pictures").iterdir()} == {f"{n}{e}.png" for n in names for e in ("", "-epoch0005")}
@@ -201,6 +205,13 @@ def test_other_loggers(logger):
         assert {p.name for p in run.iterdir()} == kept
 
 
+def test_numbers_too_small_to_matter_take_no_time():
+    torch.set_flush_denormal(False)
+    assert torch.tensor(1e-38) * 0.1 > 0
+    train(*QUICK, "logger=none")
+    assert torch.tensor(1e-38) * 0.1 == 0
+
+
 def test_runs_without_validation_data():
     [run] = train(*QUICK, "logger=none", "data.validation=0")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -209,21 +220,27 @@ def test_runs_without_validation_data():
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives():
+@pytest.mark.parametrize(("precision", "logger", "limit"), [("32-true", "wandb", 1e-5), ("64-true", "none", 1e-10)])
+def test_two_processes_give_what_one_gives(precision, logger, limit):
     script = str(ROOT / "scripts" / "train.py")
-    shared = [*QUICK, "logger=csv", "trainer.accelerator=cpu", "objective.V=2", "sampling.batch_size=90"]
+    shared = [f"logger={logger}", f"trainer.precision={precision}", "trainer.accelerator=cpu", "callbacks=[checkpoint]"]
+    shared += ["objective.V=2", "sampling.batch_size=90", "trainer.max_steps=50", "trainer.max_epochs=-1"]
     for devices in (1, 2):
         parts = ["trainer=ddp", f"trainer.devices={devices}", f"paths.outputs=outputs/{devices}"]
         done = command(script, *shared, *parts, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
     [one], [two] = runs_in("outputs/1"), runs_in("outputs/2")
     assert one.name == two.name  # it is the same run
-    assert [p.name for p in Path("outputs/2").iterdir()] == [two.name]  # both processes used one folder
+    # both processes used one folder
+    assert {p.name for p in Path("outputs/2").iterdir()} == {two.name} | ({"wandb"} if logger == "wandb" else set())
     assert not (two / "lock.json").exists() and json.loads((two / "run.json").read_text())["attempts"] == 1
-    assert max((v - weights(two)[k]).abs().max() for k, v in weights(one).items()) < 1e-5
+    assert max((v - weights(two)[k]).abs().max() for k, v in weights(one).items()) < limit
     a, b = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
-    for name in ("train/elbo", "val/elbo", "val/kl_dim/0", "val/active_units", "test/elbo", "test/elbo_se"):
-        assert a[name] == pytest.approx(b[name], rel=1e-6), name
+    assert a.keys() == b.keys() and {"train/elbo", "val/elbo", "val/kl_dim/0", "test/elbo_se"} <= a.keys()
+    for name in a.keys() - {"train/images_per_second"}:
+        assert a[name] == pytest.approx(b[name], rel=1e-6, abs=1e-6), name
+    if logger == "wandb":
+        assert len(list(Path("outputs/2/wandb").glob("offline-run-*"))) == 1
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
@@ -270,7 +287,7 @@ def test_a_failed_job_leaves_the_others_alone(own, capsys):
     assert {calls: known["state"] for calls, known in states.items()} == {
         **{1000: "finished", 5: "failed", 2000: "finished"},
     }
-    assert [len(list((run / "wandb").glob("offline-run-*"))) for run in found] == [1, 1, 1]
+    assert [len(record.wandb_folders(run)) for run in found] == [1, 1, 1]
 
 
 def test_several_processes_are_refused_in_a_sweep_of_one(capsys):
@@ -421,10 +438,12 @@ def test_force_trains_again_and_keeps_the_old(capsys):
     fingerprint = state_of(run)["fingerprint"]
     # on W&B the second is a run of its own: curves that begin again would be thrown away
     assert state_of(run)["wandb"] == f"{fingerprint}-1"
-    assert [p.name.rpartition("-")[2] for p in run.glob("wandb/offline-run-*")] == ["1"]
+    old = run.with_name(f"{run.name}.old-1")
+    first, second = (record.wandb_folders(folder) for folder in (old, run))
+    assert [len(first), len(second)] == [1, 1] and second[0].name.endswith(f"{fingerprint}-1")
     # what is wrong is found before anything is moved
     assert "trainer.devices must be" in refused(capsys, "train", *quick, "force=true", "trainer.devices=99")
-    assert sorted(p.name for p in Path("outputs").iterdir()) == [run.name, f"{run.name}.old-1"]
+    assert sorted(p.name for p in Path("outputs").iterdir()) == [run.name, old.name, "wandb"]
     assert "force must be true or false, got 3" in refused(capsys, "train", *quick, "force=3")
 
 
@@ -543,8 +562,8 @@ def test_completion():
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    assert complete("vae-lab ") == ["train", "evaluate", "oracle", "runs"]
-    assert complete("vae-lab runs ") == ["ls", "show", "rm", "retry"]
+    assert complete("vae-lab ") == ["train", "evaluate", "oracle", "wandb_workspace", "runs", "report"]
+    assert complete("vae-lab runs ") == ["ls", "show", "rm", "retry", "watch"]
     assert {"ppca", "check"} <= set(complete("vae-lab oracle "))
     assert "preprocessing=" in complete("vae-lab oracle ppca pre")
     assert "likelihood=" in complete("vae-lab train lik")

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import hints
 from vae_lab.checks import closest
-from vae_lab.runs import identity, record
+from vae_lab.runs import identity, record, sweeps
 
 if TYPE_CHECKING:
     import wandb
@@ -41,6 +41,7 @@ COMMANDS = {
     "oracle schematic": "draw a run's model: the note's Figure 1 with its shapes and classes",
     "oracle naive_mc": "why sampling the prior (1) fails as d grows",
     "oracle free_phi": "what free phi_i cost (6): data left untouched, and the time of a refit",
+    "wandb_workspace": "save views of a W&B project, and a report of its runs",
 }
 """One or two words, and what they do; `oracle ppca` is `conf/oracle_ppca.yaml` and `commands/oracle_ppca.py`."""
 
@@ -49,10 +50,16 @@ RUNS = {
     "runs show": "all that is known of runs",
     "runs rm": "remove runs",
     "runs retry": "give the commands of failed and partial runs again",
+    "runs watch": "follow what is running, from any terminal",
 }
 """Those of `commands/runs.py`, which take filters and have no configuration."""
 
-ALL = COMMANDS | RUNS
+OWN = {
+    "report": "compare runs: one page that opens anywhere, or a table: 'report outputs/ where=\"data=digits d=8\"'",
+}
+"""Those that take other words too, and read their keys from their YAML by themselves."""
+
+ALL = COMMANDS | RUNS | OWN
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command is None:
         return _usage(argv)
     arguments = argv[len(command.split()) :]
-    if command in RUNS:
-        return _filtered(command, arguments)
+    if command in RUNS or command in OWN:
+        return _without_hydra(command, arguments)
     if "--help" in arguments or "-h" in arguments:
         return print(hints.usage(command, COMMANDS[command]))
     try:
@@ -93,9 +100,10 @@ def _usage(argv: Sequence[str]) -> None:
         sys.exit(f"\n{wrong!r} is no command{near}")
 
 
-def _filtered(command: str, arguments: Sequence[str]) -> None:
+def _without_hydra(command: str, arguments: Sequence[str]) -> None:
+    module, *rest = command.split()
     try:
-        status = importlib.import_module("vae_lab.commands.runs").main(command.split()[1], arguments)
+        status = importlib.import_module(f"vae_lab.commands.{module}").main(*rest, arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -196,6 +204,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("folder_name", identity.readable, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
     OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: identity.fingerprint(_root_), replace=True)
+    OmegaConf.register_new_resolver("sweep", lambda: os.environ.get(sweeps.NAME), replace=True)
+    OmegaConf.register_new_resolver("swept", lambda: os.environ.get(sweeps.AXES, "").split(), replace=True)
     OmegaConf.register_new_resolver("array_shape", _array_shape, replace=True)
     OmegaConf.register_new_resolver("wandb_id", _wandb_id, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
@@ -266,6 +276,9 @@ def _complete(argv: Sequence[str]) -> None:
         return
     if command in RUNS:
         return
+    if command in OWN:
+        keys = hints.keys(command) - {"paths"} if asks else ()
+        return print("\n".join(f"{key}=" for key in sorted(keys) if key.startswith(words[-1])))
     if command is not None:
         for word in command.split():
             words.remove(word)

@@ -17,6 +17,8 @@ from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
+from vae_lab.engine.engines import Eager, Engine
+from vae_lab.engine.step import Stepped, Work
 from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import Batch, Terms
 from vae_lab.metrics import Moments, bits_per_dim
@@ -47,6 +49,8 @@ class LitVAE(pl.LightningModule):
     A checkpoint holds where the noise and the epoch's statistics are, so that on a CPU a run that continues from one
     comes to the same weights, bit by bit, and logs the same values as one that never stopped.
 
+    Where steps are compiled, `train/compile_seconds` is logged too; `images_per_second` leaves them out.
+
     Args:
         vae: the model
         objective: what is maximised
@@ -55,6 +59,7 @@ class LitVAE(pl.LightningModule):
         seed: of the noise
         clip: the greatest norm that the gradient may have, or None
         levels: for `bits_per_dim` (see there); None: x has no probability, and no bits are logged
+        engine: who makes the optimiser steps; None: they are made eagerly
     Raises:
         FloatingPointError: if a term is not finite, naming the term, the step and the epoch.
     """
@@ -68,12 +73,13 @@ class LitVAE(pl.LightningModule):
         seed: int,
         clip: float | None = None,
         levels: int | None = None,
+        engine: Engine | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a training step is a block of optimiser steps
         self.vae, self.objective = vae, objective
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.clip, self.levels = seed, clip, levels
+        self.seed, self.clip, self.levels, self.engine = seed, clip, levels, engine or Eager()
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
         self.images, self.seconds = 0, 0.0  # of this epoch so far
@@ -108,20 +114,52 @@ class LitVAE(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.noise = generator(self.device, self.seed, "noise")
         # Lightning's way through a backward pass and an optimiser step costs a small model a quarter of its time. It
-        # is taken only where something depends on it: processes, mixed precision, a callback that looks inside a step
-        precision = type(self.trainer.precision_plugin)
-        self.native, full = precision is Precision, precision in (Precision, DoublePrecision)
-        hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        watched = any(getattr(type(c), hook) is not getattr(pl.Callback, hook) for c in callbacks for hook in hooks)
-        self.plain = full and self.trainer.world_size == 1 and not watched
+        # is taken only where something depends on it
+        self.native = type(self.trainer.precision_plugin) is Precision
+        self.needs_lightning = self.why_lightning()
         self.images, self.seconds = 0, 0.0
         self.train_terms.reset()
+
+    def why_lightning(self) -> str | None:
+        """What depends on Lightning's own way through a step: processes, mixed precision, a callback that looks in."""
+        if self.trainer.world_size > 1:
+            return "several processes train together"
+        if type(self.trainer.precision_plugin) not in (Precision, DoublePrecision):
+            return f"trainer.precision is {self.trainer.precision}"
+        hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for c in callbacks:
+            if any(getattr(type(c), hook) is not getattr(pl.Callback, hook) for hook in hooks):
+                return f"the callback {type(c).__name__} looks inside a step"
+        return None
 
     def on_train_start(self) -> None:
         if self.resumed is not None:
             self.resume(self.resumed)
+        self.step = self.engine.start(self.work(), self.eager_step)
+        if self.engine.seconds:
+            self.log_numbers({"train/compile_seconds": self.engine.seconds})
         self.started = perf_counter() - self.seconds
+
+    def work(self) -> Work:
+        """What the engine is to do."""
+        encoder, obstacle = self.vae.encoder, self.needs_lightning
+        if not encoder.amortised:
+            obstacle = f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
+        elif torch.is_anomaly_enabled():
+            obstacle = "trainer.detect_anomaly looks inside a step"
+        [batch] = self.inputs([self.trainer.train_dataloader.feed.example()])  # type: ignore[union-attr]
+        optimizer, steps, taken = self.trainer.optimizers[0], self.steps(), self.global_step
+
+        def tell(line: str) -> None:
+            if self.trainer.is_global_zero:
+                print(line, flush=True)
+
+        return Work(self.vae, self.objective, optimizer, self.clip, batch, steps, taken, obstacle, tell)
+
+    def inputs(self, batches: Iterable[Batch]) -> list[Batch]:
+        """The batches in the trainer's precision."""
+        return list(batches) if self.native else self.trainer.precision_plugin.convert_input(list(batches))
 
     def on_train_epoch_start(self) -> None:
         self.images, self.started = 0, perf_counter()
@@ -159,51 +197,64 @@ class LitVAE(pl.LightningModule):
             torch.set_rng_state(position["torch"])
 
     def training_step(self, block: Iterable[Batch], block_idx: int) -> None:
-        batches = list(block) if self.native else self.trainer.precision_plugin.convert_input(list(block))
-        found, schedule = self.optimizers(), self.lr_schedulers()
-        optimizers: list[LightningOptimizer] = found if isinstance(found, list) else [found]
-        assert not isinstance(schedule, list)
-        for other in optimizers[1:]:  # global_step counts batches
-            other._on_before_step = other._on_after_step = do_nothing_closure
-        before, terms, norm = self.global_step, [], None
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        batches, found = self.inputs(block), list[Stepped]()
+        before, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
+        schedule, optimizer = self.lr_schedulers(), self.first_optimizer()
+        assert not isinstance(schedule, list)
         for step, batch in enumerate(batches, before):
             if step == self.trainer.max_steps:
                 break
-            t = self.terms(self.vae, batch, self.noise)
-            terms.append(torch.stack([v.detach() for v in t]))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            # the mean over the whole batch, once the gradients have been averaged over the processes
-            loss = t.loss.sum() * (self.trainer.world_size / len(batch.x))
-            loss.backward() if self.plain else self.manual_backward(loss)
-            if logs and batch is batches[-1]:
-                gradients = [p.grad for p in self.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
-            if self.clip is not None:
-                self.clip_gradients(optimizers[0], self.clip)  # type: ignore[arg-type]
-            for optimizer in optimizers:
-                if self.plain:
-                    optimizer._on_before_step()  # Lightning counts its steps here, and there
-                    optimizer.optimizer.step()
-                    optimizer._on_after_step()
-                else:
-                    optimizer.step()
+            found.append(self.step(batch, self.draw(batch, self.noise), logs and batch is batches[-1]))
+            if self.needs_lightning is None:
+                optimizer._on_before_step()  # Lightning counts its steps here, and there
+                optimizer._on_after_step()
             if schedule is not None:
                 schedule.step()
             self.images += len(batch.x)
-        self.account(terms, before)
+        self.account([terms for terms, _ in found], before)
         self.seconds = perf_counter() - self.started
-        if logs and norm is not None:
-            values = {f"train/{name}_step": v for name, v in named(terms[-1].mean(1)).items()}
+        terms, norm = found[-1]
+        if logs and norm is not None and len(found) == len(batches):
+            total = terms.sum(1) if self.alone else self.trainer.strategy.reduce(terms.sum(1), reduce_op="sum")
+            values = {f"train/{name}_step": v for name, v in named(total / len(batches[-1].x)).items()}
             self.log_step(values | {"train/grad_norm": norm})
+
+    def first_optimizer(self) -> LightningOptimizer:
+        """The optimiser whose steps are counted: that of all parameters but those of single data (6)."""
+        found = self.optimizers()
+        for other in found[1:] if isinstance(found, list) else []:
+            other._on_before_step = other._on_after_step = do_nothing_closure  # global_step counts batches
+        return found[0] if isinstance(found, list) else found
+
+    def eager_step(self, batch: Batch, eps: Float[Tensor, "V B d"], norm: bool) -> Stepped:
+        """An optimiser step, one operation after another."""
+        found, plain = self.optimizers(), self.needs_lightning is None
+        optimizers: list[LightningOptimizer] = found if isinstance(found, list) else [found]
+        t, total = self.terms(self.vae, batch, eps), None
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        # the mean over the whole batch, once the gradients have been averaged over the processes
+        loss = t.loss.sum() * (self.trainer.world_size / len(batch.x))
+        loss.backward() if plain else self.manual_backward(loss)
+        if norm:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            total = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
+        if self.clip is not None:
+            self.clip_gradients(optimizers[0], self.clip)  # type: ignore[arg-type]
+        for optimizer in optimizers:
+            (optimizer.optimizer if plain else optimizer).step()
+        return Stepped(torch.stack([v.detach() for v in t]), total)
 
     def log_step(self, values: dict[str, Tensor]) -> None:
         """Logs values of the last step. Loggers have them at once, before a callback can take a checkpoint after
         which nothing would log them; Lightning would tell them later."""
         self.log_dict(values, logger=False)
-        numbers = {name: v.item() for name, v in values.items()} if self.loggers else {}
+        if self.loggers:
+            self.log_numbers({name: v.item() for name, v in values.items()})
+
+    def log_numbers(self, numbers: dict[str, float]) -> None:
+        """Tells the loggers, at once."""
         for logger in self.loggers:
             logger.log_metrics(numbers, step=self.global_step)
             logger.save()
@@ -247,7 +298,7 @@ class LitVAE(pl.LightningModule):
     def take(self, batch: Batch) -> None:
         """Takes a batch into the statistics of an evaluation."""
         vae, batch = fitted(self.vae, batch, self.eval_noise)
-        self.eval_terms.update(torch.stack(self.terms(vae, batch, self.eval_noise)))
+        self.eval_terms.update(torch.stack(self.terms(vae, batch, self.draw(batch, self.eval_noise))))
         q, p = vae.encoder(self.share(batch)), vae.p_z()
         self.posterior_means.update(centre(q).T)
         if isinstance(q, DiagonalNormal) and isinstance(p, StandardNormal):
@@ -275,11 +326,14 @@ class LitVAE(pl.LightningModule):
         D = math.prod(self.vae.shape)
         return {} if self.levels is None else {"bits_per_dim": bits_per_dim(elbo, D, self.levels)}
 
-    def terms(self, vae: VAE, batch: Batch, noise: torch.Generator) -> Terms:
-        """The objective on this process's share of the batch, with its share of the batch's noise."""
+    def draw(self, batch: Batch, noise: torch.Generator) -> Float[Tensor, "V B d"]:
+        """The noise of a batch."""
         x = batch.x
-        shape = self.objective.samples, len(x), vae.d
-        eps = torch.randn(shape, generator=noise, device=x.device, dtype=x.dtype)  # [V, B, d]
+        shape = self.objective.samples, len(x), self.vae.d
+        return torch.randn(shape, generator=noise, device=x.device, dtype=x.dtype)
+
+    def terms(self, vae: VAE, batch: Batch, eps: Float[Tensor, "V B d"]) -> Terms:
+        """The objective on this process's share of the batch, with its share of the batch's noise."""
         return self.objective(vae, self.share(batch), eps if self.alone else eps[:, self.mine])
 
     def share(self, batch: Batch) -> Batch:

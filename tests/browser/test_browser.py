@@ -476,6 +476,7 @@ def test_screenshots(visit, tmp_path, width, scheme):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("swept")
 def test_the_page_of_a_real_sweep(visit, swept, tmp_path):
     folder = Path(os.environ.get("VAE_LAB_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)

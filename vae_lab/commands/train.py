@@ -18,6 +18,7 @@ from rich.console import Console
 
 from vae_lab import runs
 from vae_lab.checks import flag
+from vae_lab.commands import denormals
 from vae_lab.commands.tables import paths_list, plus_minus, results_table, shown
 from vae_lab.runs import identity, record
 
@@ -84,6 +85,7 @@ def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float 
         n = record.former(folder) + bool(record.content(folder))
         cfg.logger.id = known.get("wandb") or (f"{fingerprint}-{n}" if n else fingerprint)
 
+    denormals.flush()
     from vae_lab.commands import training  # torch
 
     parts = training.assemble(cfg)  # the last that can be wrong with the configuration and the data
@@ -120,12 +122,13 @@ def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float 
         if ended == "partial":
             again = shlex.join(["vae-lab", "train", *arguments])
             print(f"stopped; the same command goes on from there: {again}", file=sys.stderr, flush=True)
-    tell(folder, metrics, training.places(trainer, folder))
+    tell(folder, metrics, training.loggers.places(trainer.loggers, folder))
     return value
 
 
 def follow(cfg: DictConfig, folder: Path) -> None:
     """What a run's other processes do: train with the first, which has claimed the folder and keeps the record."""
+    denormals.flush()
     from vae_lab.commands import training
 
     parts = training.assemble(cfg)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
@@ -21,8 +20,8 @@ from vae_lab import hints, runs
 from vae_lab.callbacks import AtomicIO, History, Preemption
 from vae_lab.callbacks.history import latest
 from vae_lab.checks import number, whole
+from vae_lab.commands import loggers
 from vae_lab.commands.common import bit_levels, blame, build, quieten
-from vae_lab.commands.tables import shown
 from vae_lab.data.module import InMemory
 from vae_lab.interfaces import Batch
 from vae_lab.levels import Levels, count_levels
@@ -47,7 +46,7 @@ def fit(
     code, last, best = 1, folder / LAST, folder / BEST_CHECKPOINT
     try:
         if trainer.is_global_zero:
-            describe(trainer, config)
+            loggers.describe(trainer.loggers, config)
         trainer.fit(
             lit, datamodule=data, ckpt_path=None if checkpoint is None else folder / checkpoint, weights_only=True
         )
@@ -60,12 +59,14 @@ def fit(
             verbose=False,
         )
         metrics = fitted | runs.finite(trainer.callback_metrics)
+        if trainer.is_global_zero:
+            loggers.conclude(trainer.loggers, config, folder, trainer.global_step)
         code = 0
     except FloatingPointError as error:
         kept = f"the last good checkpoint is {last}" if last.exists() else "no epoch was finished before it"
         raise FloatingPointError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.gradient_clip_val=1") from None
     finally:
-        close(trainer.loggers, code)
+        loggers.close(trainer.loggers, code)
     monitor = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
     return metrics, None if monitor is None else float(monitor)
 
@@ -82,7 +83,8 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
         optimizer(vae.parameters())
     except ValueError as error:
         raise ValueError(f"optimizer: {error}") from error
-    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, cfg.trainer.gradient_clip_val)
+    clip, engine = cfg.trainer.gradient_clip_val, build(cfg, "engine")
+    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, clip, engine=engine)
     data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
     trainer = build_trainer(cfg)
     check_processes(cfg, trainer)
@@ -155,14 +157,14 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     # without validation there is nothing to choose by: the best is the last
     blind = {"checkpoint": {"monitor": None}} if cfg.data.get("validation") == 0 else {}
     callbacks = [build(cfg, f"callbacks.{name}", **blind.get(name, {})) for name in cfg.callbacks]
-    loggers = [build(cfg, "logger")] if cfg.logger else []
+    asked = [build(cfg, "logger")] if cfg.logger else []
     blocks = {
         "gradient_clip_val": None,  # LitVAE, which makes the steps of a block, clips
         "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),  # Lightning counts blocks
     }
     always = {
         "callbacks": [Preemption(), *callbacks],
-        "logger": [*loggers, History(Path(cfg.paths.run) / runs.HISTORY)],
+        "logger": [*asked, History(Path(cfg.paths.run) / runs.HISTORY)],
         # a launcher's job is requeued by its launcher; Lightning's own requeueing answers a signal that is not sent
         "plugins": [AtomicIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
     }
@@ -250,36 +252,3 @@ def check_objective(cfg: DictConfig, lit: LitVAE, data: InMemory) -> None:
         objective(vae, two, torch.zeros(objective.samples, len(two.x), vae.d))
     except (ValueError, NotImplementedError) as error:
         raise ValueError(blame(cfg, "objective", str(error))) from error
-
-
-def describe(trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """Tells the loggers what is run, under the keys that the user types, and which way each metric is better."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams(runs.flat(config))
-        if isinstance(logger, WandbLogger):
-            for metric, summary in BEST.items():
-                logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
-
-
-BEST = {f"{split}/{term}": "max" for split in ("train", "val") for term in ("elbo", "rec")}
-"""What W&B's summary keeps of a curve that has a best value; of all else it keeps the last."""
-
-
-def close(loggers: list[Logger], code: int) -> None:
-    """Ends each logger's run, so that the next job of this process begins one of its own."""
-    for logger in loggers:
-        logger.finalize("success" if code == 0 else "failed")
-        if isinstance(logger, WandbLogger) and wandb.run is not None:
-            wandb.finish(exit_code=code)
-
-
-def places(trainer: pl.Trainer, folder: Path) -> dict[str, str]:
-    """Where the loggers' runs are."""
-    rows, here = {}, shown(folder)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            offline = f"offline, without credentials; to upload: wandb sync {here}/wandb/offline-run-*"
-            rows["W&B"] = offline if logger.experiment.offline else str(logger.experiment.url)
-        elif logger.log_dir:
-            rows["log"] = str(shown(Path(logger.log_dir)))
-    return rows

@@ -96,12 +96,20 @@ class Feed:
         for step, index in enumerate(self.sampler):
             if step < served:
                 continue
-            x = self.x.index_select(0, index)
-            if self.redraw is not None:
-                x = self.redraw(x, epoch, step)
-            label = None if self.label is None else self.label.index_select(0, index)
+            batch = self._batch(index, epoch, step)
             self.state = {"epoch": epoch, "served": step + 1}
-            yield Batch(x, index, label)
+            yield batch
+
+    def example(self) -> Batch:
+        """A batch of the size of all but an epoch's last. It is taken from no pass, and is no part of one."""
+        n, size = self.sampler.n, self.sampler.batch_size
+        return self._batch(torch.arange(min(n, size), device=self.sampler.device), 0, 0)
+
+    def _batch(self, index: Int[Tensor, " B"], epoch: int, step: int) -> Batch:
+        x = self.x.index_select(0, index)
+        if self.redraw is not None:
+            x = self.redraw(x, epoch, step)
+        return Batch(x, index, None if self.label is None else self.label.index_select(0, index))
 
 
 @final

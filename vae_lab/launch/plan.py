@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import cli
+from vae_lab.commands import denormals
 from vae_lab.runs import identity, record
 
 WRONG = (ValueError, HydraException, OmegaConfBaseException)
@@ -48,6 +49,7 @@ def plan(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], build:
                 raise found
             cell = located(found, cell.overrides)
             if build and cell.state != "finished":
+                denormals.flush()  # a launcher may run the jobs in this process
                 from vae_lab.commands import check  # imports torch
 
                 check.values(found, seen)

@@ -1,0 +1,208 @@
+"""Who makes a run's optimiser steps. The results are the same but for rounding, and any may continue another's run."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.fx import GraphModule
+
+from vae_lab.checks import whole
+from vae_lab.engine.step import Step, Stepped, Work
+from vae_lab.interfaces import Batch
+
+Call = Callable[..., Sequence[Tensor]]
+"""A graph that can be called."""
+
+
+Stepper = Callable[[Batch, Tensor, bool], Stepped]
+"""Makes an optimiser step on a batch with noise [V, B, d]; the third: whether the gradient's norm is wanted."""
+
+
+class Engine(ABC):
+    """Who makes the optimiser steps."""
+
+    seconds: float = 0.0
+    """Spent on compiling."""
+
+    @abstractmethod
+    def start(self, work: Work, eager: Stepper) -> Stepper:
+        """What makes the steps of `work`, whose state is what it is when this is called.
+
+        Args:
+            eager: makes a step one operation after another
+        """
+
+
+@final
+class Eager(Engine):
+    """One operation after another, as they are written."""
+
+    def start(self, work: Work, eager: Stepper) -> Stepper:
+        return eager
+
+
+@final
+class Compiled(Engine):
+    """Each step is one compiled function, from the batch to the moved weights, by torch's Inductor: on the CPU by way
+    of C++, on a GPU by Triton and as one CUDA graph. What cannot be compiled is made eagerly, and said so, as is an
+    epoch's smaller last batch.
+
+    A part's values in Python (numbers, strings) are those of the beginning; where they change, nothing is compiled.
+
+    Args:
+        cache: the folder that keeps what is compiled for later runs; None: TORCHINDUCTOR_CACHE_DIR where that is set,
+            else one in the user's cache folder
+        compiler: a graph and the tensors that it is given -> its compiled form
+    """
+
+    def __init__(self, cache: str | None, compiler: Callable[[GraphModule, list[Tensor]], Call] | None = None) -> None:
+        self.cache, self.compiler = cache, compiler or inductor
+        self.seconds = 0.0
+
+    def start(self, work: Work, eager: Stepper) -> Stepper:
+        if work.obstacle is not None:
+            work.tell(f"engine: eager, as {work.obstacle}")
+            return eager
+        start = perf_counter()
+        try:
+            with cache_folder(self.cache):
+                if self.compiler is inductor:
+                    check_compiler(work.batch.x.device)
+                step = Step(work)
+                graph = step.graph()
+                with torch.no_grad():  # the graph has the gradient's computation in it
+                    call = self.compiler(graph, [*step.held.values(), *step.given.values()])
+        except Exception as error:  # whatever it is, the run can be made
+            reason = str(error) if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {error}"
+            work.tell(f"engine: eager, as compiling is not possible: {' '.join(reason.split())[:400]}")
+            return eager
+        self.seconds = perf_counter() - start
+        work.tell(f"engine: compiled, in {self.seconds:.1f} s")
+        return CompiledStep(step, call, eager, work)
+
+
+@final
+class Auto(Engine):
+    """Compiled where a run is long enough to repay that, else eager.
+
+    It goes by the number of steps of the whole run, and neither by what is left of them nor by what takes how long
+    here and now: so the same command does the same, bit by bit, also when it continues.
+
+    Args:
+        steps: from how many on; on a CPU a compiled step was found to be about a millisecond shorter, and compiling
+            to take some ten seconds the first time, two or three when it was done before
+        cache: see `Compiled`
+    """
+
+    def __init__(self, steps: int, cache: str | None) -> None:
+        self.steps, self.compiled = whole("steps", steps), Compiled(cache)
+
+    def start(self, work: Work, eager: Stepper) -> Stepper:
+        if work.steps < self.steps:
+            work.tell(f"engine: eager, as compiling repays from {self.steps:,} steps on, and these are {work.steps:,}")
+            return eager
+        made = self.compiled.start(work, eager)
+        self.seconds = self.compiled.seconds
+        return made
+
+
+@final
+class CompiledStep:
+    """Makes steps by a compiled `Step`; those of another batch size eagerly."""
+
+    def __init__(self, step: Step, call: Call, eager: Stepper, work: Work) -> None:
+        self.step, self.eager, self.t = step, eager, work.taken
+        self.held, self.shape = list(step.held.values()), work.batch.x.shape
+        self.call = Replay(call, self.held) if work.batch.x.device.type == "cuda" else call
+        work.optimizer.zero_grad()
+        work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
+
+    def __call__(self, batch: Batch, eps: Float[Tensor, "V B d"], norm: bool) -> Stepped:
+        self.t += 1
+        if batch.x.shape != self.shape:
+            return self.eager(batch, eps, norm)
+        given = self.step.numbers(self.t), batch.x, batch.index, *([] if batch.label is None else [batch.label]), eps
+        with torch.no_grad():
+            return Stepped(*self.call(*self.held, *given))
+
+
+@final
+class Replay:
+    """A compiled function as a CUDA graph: the first call runs it, the second records it, and from then on all its
+    kernels are launched as one."""
+
+    def __init__(self, call: Call, held: list[Tensor]) -> None:
+        self.call, self.held = call, held
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: list[Tensor] = []
+
+    def __call__(self, *values: Tensor) -> list[Tensor]:
+        given = values[len(self.held) :]
+        if not self.given:  # loads the kernels, which may not happen in a recording
+            self.given = [v.to(self.held[0].device, copy=True) for v in given]
+            return list(self.call(*self.held, *self.given))
+        for mine, v in zip(self.given, given, strict=True):
+            mine.copy_(v, non_blocking=True)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self.graph):  # nothing is computed here
+                self.found = list(self.call(*self.held, *self.given))
+        self.graph.replay()
+        return [v.clone() for v in self.found]  # the next replay writes into the same memory
+
+
+def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
+    """A graph compiled by torch's Inductor, without Dynamo: its guards would take a third of a small model's step."""
+    from torch._inductor import compile  # takes a second to import
+
+    # random numbers that a part draws are to be those of the eager step
+    options: dict[str, bool] = {"fallback_random": True}
+    if given[0].device.type == "cpu":
+        # its layouts cost convolutions more than they win
+        options |= {"cpp_wrapper": True, "layout_optimization": False}
+    return compile(graph, [*given], options=options)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises NotImplementedError where Inductor cannot compile for the device, saying what to install."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise NotImplementedError("the package triton is not installed")
+        return
+    if device.type != "cpu":
+        raise NotImplementedError(f"there is no compiler for {device.type}")
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:
+        raise NotImplementedError(
+            "there is no C++ compiler: install g++ (apt install g++) or clang, or name one in CXX"
+        ) from None
+
+
+@contextmanager
+def cache_folder(folder: str | None) -> Iterator[None]:
+    """Inductor's cache is in `folder` for a while; None: where TORCHINDUCTOR_CACHE_DIR says, else in the user's cache
+    folder, which outlives a restart of the machine."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    said = None if before == default_cache_dir() else before  # torch writes its default there when it is imported
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vae_lab" / "compiled"
+    os.environ[name] = str(Path(folder or said or users).expanduser())
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

@@ -1,0 +1,177 @@
+"""An optimiser step as a function of tensors alone: forward pass, gradient, clipping and update in one graph."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from vae_lab.engine.rules import rule_of
+from vae_lab.interfaces import Batch, Terms
+from vae_lab.objectives import Objective
+from vae_lab.vae import VAE
+
+
+class Work(NamedTuple):
+    """What is trained, and how."""
+
+    vae: VAE
+    objective: Objective
+    optimizer: Optimizer
+    clip: float | None
+    batch: Batch  # of the size of all others but an epoch's last; its values do not count
+    steps: int  # of the whole run
+    taken: int  # of them so far
+    obstacle: str | None  # why its steps cannot be compiled
+    tell: Callable[[str], None]  # says a line to the user
+
+
+class Stepped(NamedTuple):
+    """What is known of an optimiser step."""
+
+    terms: Float[Tensor, "k B"]
+    norm: Float[Tensor, ""] | None  # of the gradient, before it is clipped
+
+
+@final
+class Scored(nn.Module):
+    """A model with its objective."""
+
+    def __init__(self, vae: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.vae, self.objective = vae, objective
+
+    def forward(self, batch: Batch, eps: Float[Tensor, "V B d"]) -> Terms:
+        return self.objective(self.vae, batch, eps)
+
+
+@final
+class Step:
+    """An optimiser step on tensors, and the tensors that it moves.
+
+    `held` are the parameters, the buffers and the optimiser's state, by name; `given` is what each step is given
+    besides: `numbers` of the optimiser's rule, the batch and the noise.
+
+    Raises:
+        NotImplementedError: for an optimiser that has no rule.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.optimizer, self.clip = work.optimizer, work.clip
+        self.model, self.rule = Scored(work.vae, work.objective), rule_of(work.optimizer)
+        aside = ("params", "lr", "initial_lr")
+        self.groups = [{k: v for k, v in g.items() if k not in aside} for g in self.optimizer.param_groups]
+        names = {p: name for name, p in self.model.named_parameters()}
+        self.trained = [[names[p] for p in group["params"] if p.requires_grad] for group in self.optimizer.param_groups]
+        self.tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        self.state = {
+            name: self.begin(self.tensors[name], group)
+            for group, members in zip(self.optimizer.param_groups, self.trained, strict=True)
+            for name in members
+        }
+        states = {f"{name}/{key}": v for name, state in self.state.items() for key, v in state.items()}
+        self.held = self.tensors | states
+        x, (_, index, label) = work.batch.x, work.batch
+        eps = x.new_empty(work.objective.samples, len(x), work.vae.d)
+        given = {"numbers": self.numbers(1), "x": x, "index": index, "label": label, "eps": eps}
+        self.given = {name: v for name, v in given.items() if v is not None}
+
+    def begin(self, p: Tensor, group: dict) -> dict[str, Tensor]:
+        """The optimiser's own state of a parameter, made where it has none yet, all on the parameter's device."""
+        state = self.optimizer.state.get(p) or self.rule.begin(p, group)
+        if state:
+            self.optimizer.state[p] = state
+        if "step" in state:
+            state["step"] = state["step"].to(p.device)
+        return {key: v for key, v in state.items() if isinstance(v, Tensor)}
+
+    def numbers(self, t: int) -> Float[Tensor, "groups numbers"]:
+        """What step number t takes from its number and from the learning rates of the moment.
+
+        Raises:
+            ValueError: if another option of the optimiser has changed, as some schedules do.
+        """
+        for group, was in zip(self.optimizer.param_groups, self.groups, strict=True):
+            for key, value in was.items():
+                if group[key] != value:
+                    raise ValueError(f"engine must be eager where a schedule changes the optimiser's {key}")
+        like = next(iter(self.tensors.values()))
+        numbers = [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+
+    def __call__(self, *values: Tensor) -> tuple[Float[Tensor, "k B"], Float[Tensor, ""]]:
+        """The step's terms and the gradient's norm, given the values of `held` and of `given`; `held` are moved."""
+        value = dict(zip([*self.held, *self.given], values, strict=True))
+        tensors = {name: value[name] for name in self.tensors}
+        batch = Batch(value["x"], value["index"], value.get("label"))
+        terms = functional_call(self.model, tensors, (batch, value["eps"]))
+        if replaced := [name for name, tensor in tensors.items() if tensor is not value[name]]:
+            raise NotImplementedError(f"the buffer {replaced[0]} is replaced in each step, not written into")
+        weights = [name for members in self.trained for name in members]
+        loss = terms.loss.sum() * (1 / len(batch.x))
+        found = torch.autograd.grad(loss, [value[name] for name in weights], allow_unused=True)
+        gradients = {name: g for name, g in zip(weights, found, strict=True) if g is not None}
+        with torch.no_grad():
+            norm = get_total_norm(list(gradients.values()), foreach=False)
+            scale = None if self.clip is None else (self.clip / (norm + 1e-6)).clamp(max=1)
+            for group, members, numbers in zip(self.groups, self.trained, value["numbers"], strict=True):
+                for name in (name for name in members if name in gradients):
+                    g = gradients[name] if scale is None else scale * gradients[name]
+                    state = {key: value[f"{name}/{key}"] for key in self.state[name]}
+                    self.rule.update(value[name], g, state, numbers, group)
+            return torch.stack([term.detach() for term in terms]), norm
+
+    def graph(self) -> GraphModule:
+        """The step's operations. It is taken on a copy of the model, without values, and moves nothing.
+
+        Raises:
+            NotImplementedError: for a part of the model whose operations depend on values, or on anything in Python
+                that changes from step to step, naming the part.
+        """
+        kept, self.model = self.model, copy.deepcopy(self.model)
+        try:
+            before = plain(self.model)
+            # every operation is seen as it happens, so that nothing in Python has to be understood by a compiler
+            found = make_fx(self, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *self.held.values(), *self.given.values()
+            )
+            if changed := [key for key, v in plain(self.model).items() if before.get(key, v) != v]:
+                name, attribute = changed[0]
+                raise NotImplementedError(f"{name} changes its attribute {attribute} from step to step")
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            where, words = culprit(error, self.model), " ".join(str(error).split())
+            raise NotImplementedError(f"{where}: {type(error).__name__}: {words[:200]}") from error
+        finally:
+            self.model = kept
+        return found
+
+
+def plain(model: nn.Module) -> dict[tuple[str, str], object]:
+    """The attributes of a model's parts that are plain values, by the name of the part and their own."""
+    return {
+        (f"{name} ({type(part).__name__})", key): value
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, bool | int | float | str | None)
+    }
+
+
+def culprit(error: BaseException, model: nn.Module) -> str:
+    """The part of the model, the innermost, that raised the error."""
+    names, found = {part: name for name, part in model.named_modules()}, "the model"
+    at = error.__traceback__
+    while at is not None:
+        part = at.tb_frame.f_locals.get("self")
+        if isinstance(part, nn.Module) and names.get(part):
+            found = f"{names[part]} ({type(part).__name__})"
+        at = at.tb_next
+    return found
