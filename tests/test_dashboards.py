@@ -42,7 +42,10 @@ def swept(tmp_path_factory):
         done = command(str(ROOT / "scripts" / "train.py"), "-m", *SWEEP)
         assert done.returncode == 0, done.stderr
         first = runs_in("outputs")[0]
-        main(["evaluate", f"run={first}", "evaluation.max_examples=20", "evaluation.K=20"])
+        evaluated = command(
+            str(ROOT / "scripts" / "evaluate.py"), f"run={first}", "evaluation.max_examples=20", "evaluation.K=20"
+        )
+        assert evaluated.returncode == 0 and "warning" not in evaluated.stderr, evaluated.stderr
     return folder, done.stdout
 
 
