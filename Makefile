@@ -10,7 +10,7 @@ train: .venv/.installed
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster and not minutes"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not cluster"
 
 lint: .venv/.installed-dev
