@@ -16,6 +16,13 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def no_shared_service():
+    """W&B has the processes that one with a run starts send to its own service: those of a later test must not."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of real data sets."""

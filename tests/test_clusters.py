@@ -3,6 +3,7 @@
 import inspect
 import signal
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,19 @@ def test_the_states_of_jobs_are_those_of_squeue(monkeypatch):
     # what Slurm has forgotten is over
     assert slurm.look({0: "12_0", 1: "12_1", 2: "7"}) == {0: "RUNNING", 1: "PENDING", 2: "COMPLETED"}
     monkeypatch.setattr(slurm, "ask", lambda *command: None)
-    assert slurm.look({0: "12_0"}) == {}
+    assert slurm.look({0: "12_0"}) is None
+
+
+def test_nothing_is_submitted_again_while_slurm_does_not_answer(cell, monkeypatch):
+    kept = slurm.note(cell, "job")
+    kept.parent.mkdir(parents=True)
+    kept.write_text("12_0")
+    answers = [None, None, None, None, None, "12_0 PENDING\n"]
+    monkeypatch.setattr(slurm, "ask", lambda *command: answers.pop(0))
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=None))
+    with pytest.raises(ValueError, match="squeue failed 3 times"):
+        Slurm(poll_s=0.01).submit([cell], [0], [])
+    assert Slurm(poll_s=0.01).submit([cell], [0], []) == {0: "12_0"} and not answers
 
 
 def test_a_job_that_has_left_no_status_is_no_success(cell):

@@ -41,13 +41,14 @@ def swept(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         without_account(patch)
-        done = command(str(ROOT / "scripts" / "train.py"), "-m", *SWEEP)
+        # from a process that has a W&B run of its own, in which the jobs have no part
+        done = command(str(ROOT / "scripts" / "train.py"), "-m", *SWEEP, WANDB_SERVICE="3-1-unix-/elsewhere")
         assert done.returncode == 0, done.stderr
         first = runs_in("outputs")[0]
         evaluated = command(
             str(ROOT / "scripts" / "evaluate.py"), f"run={first}", "evaluation.max_examples=20", "evaluation.K=20"
         )
-        assert evaluated.returncode == 0, evaluated.stderr
+        assert evaluated.returncode == 0 and "warning: W&B" not in evaluated.stderr, evaluated.stderr
     return folder, done.stdout
 
 
@@ -134,8 +135,6 @@ def test_artifacts_only_where_they_are_asked_for(capsys, unchecked):
 def test_evaluation_joins_the_run(swept):
     folder, _ = swept
     run = runs_in(folder / "outputs")[0]
-    if len(files(run)) == 1:
-        pytest.skip("W&B did not begin a second run in its time")
     first, second = files(run)
     assert first.name == second.name
     (known, before, _), (again, after, records) = told(run, first), told(run, second)
@@ -181,10 +180,12 @@ class StandIn(BaseHTTPRequestHandler):
         self.answer({})
 
     def do_POST(self):
-        content = json.loads(self.body())
+        content = json.loads(self.body() or "{}")  # its telemetry is empty
         if self.path == "/graphql":
             name = re.search(r"(?:query|mutation)\s+(\w+)", content["query"])[1]
             return self.answer(self.graphql(name, content.get("variables") or {}))
+        if not self.path.endswith("/file_stream"):
+            return self.answer({})
         run = self.server.runs[self.path.split("/")[4]]
         for name, part in (content.get("files") or {}).items():
             lines = run["files"].setdefault(name, [])
@@ -232,11 +233,16 @@ class StandIn(BaseHTTPRequestHandler):
         )
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 100  # each that finds the queue full waits for a second
+
+
 def test_one_command_uploads_all(swept, monkeypatch, tmp_path):
     """The printed command, run by W&B's own program; only the server is a stand-in."""
     folder, said = swept
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.runs, server.uploaded, server.daemon_threads = {}, [], True
+    server = Server(("127.0.0.1", 0), StandIn)
+    server.runs, server.uploaded = {}, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     [line] = re.findall(r"wandb sync .*", said)
     env = os.environ | {
@@ -269,8 +275,7 @@ def test_one_command_uploads_all(swept, monkeypatch, tmp_path):
         assert summary["val/elbo"]["max"] == pytest.approx(record.read(run)["value"])
         assert {"kl_dims", "pictures/samples", "pictures/traversals"} <= summary.keys()
         evaluated = (run / "evaluation.json").exists()
-        # which of a run's folders W&B sends last is its affair, so they may be missing
-        assert evaluated or not any(key.startswith("evaluation/") for key in summary)
+        assert evaluated == any(key.startswith("evaluation/") for key in summary)
     assert any("kl_dims" in path for path in server.uploaded) and any("samples" in path for path in server.uploaded)
 
 

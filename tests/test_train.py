@@ -51,9 +51,10 @@ def weights(run, checkpoint="last"):
 
 
 def command(*arguments, **env):
-    """A command in a process of its own."""
+    """A command in a process of its own, which has no part in this one's W&B service."""
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | env
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=os.environ | env, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=env, check=False
     )
 
 

@@ -55,8 +55,10 @@ def inherited(config: DictConfig) -> list[str]:
 
 def environment(devices: Sequence[int | str] | None = None, threads: int | None = None) -> dict[str, str]:
     """The environment of a job that may use these GPUs (None: whatever there is) and so many threads (None: all)."""
-    # HYDRA_FULL_ERROR: the command sets it for itself; a job answers a mistake in one line
-    env = {name: value for name, value in os.environ.items() if name not in (*RANK, "HYDRA_FULL_ERROR")}
+    # HYDRA_FULL_ERROR: the command sets it for itself; a job answers a mistake in one line.
+    # WANDB_SERVICE: W&B's own process, of a run that the launching one has; the job's run would end with it
+    aside = {*RANK, "HYDRA_FULL_ERROR", "WANDB_SERVICE"}
+    env = {name: value for name, value in os.environ.items() if name not in aside}
     env |= {"PYTHONUNBUFFERED": "1"}  # what a killed job has said is in its log
     if devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))

@@ -38,6 +38,9 @@ OVER = {
 }
 """States that a job does not leave, unless Slurm is about to requeue it."""
 
+ASKED = 3
+"""How often squeue may fail before a sweep, some of whose jobs were submitted before, gives up."""
+
 PREEMPTED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -143,7 +146,7 @@ class Slurm:
             left, begun, gone = dict(jobs), set[int](), dict.fromkeys(jobs, 0)
             try:
                 while left and not arrived:
-                    states = look(left)
+                    states = look(left) or {}
                     for i, state in states.items():
                         if i not in begun and state in {"RUNNING", "COMPLETING"}:
                             begun.add(i)
@@ -167,11 +170,24 @@ class Slurm:
         board.signal = arrived[0] if arrived else None
 
     def submit(self, cells: Sequence[Cell], waiting: Sequence[int], inherited: Sequence[str]) -> dict[int, str]:
-        """The job of each cell, in one array; or the one that is still there."""
+        """The job of each cell, in one array; or the one that is still there.
+
+        Raises:
+            ValueError: where an earlier command has submitted some, and Slurm does not say whether they are there.
+        """
         from submitit import AutoExecutor
 
         before = {i: name for i in waiting if (name := read(note(cells[i], "job")))}
-        jobs = {i: before[i] for i, state in look(before).items() if state not in OVER}
+        for _ in range(ASKED):
+            if (states := look(before)) is not None:
+                break
+            time.sleep(self.poll_s)
+        else:
+            raise ValueError(
+                f"squeue failed {ASKED} times, and jobs of this sweep may be in the queue: nothing was submitted. "
+                "Try again when squeue answers"
+            )
+        jobs = {i: before[i] for i, state in states.items() if state not in OVER}
         new = [i for i in waiting if i not in jobs]
         if not new:
             return jobs
@@ -273,11 +289,11 @@ def outcome(cell: Cell, name: str, status: str | None) -> Outcome:
     return found._replace(error=f"job {name}: {found.error}, not requeued") if found.state == "partial" else found
 
 
-def look(jobs: Mapping[int, str]) -> dict[int, str]:
-    """The state of each job, by squeue, which needs no accounting; nothing while Slurm does not answer."""
+def look(jobs: Mapping[int, str]) -> dict[int, str] | None:
+    """The state of each job, by squeue, which needs no accounting; None while Slurm does not answer."""
     said = ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T") if jobs else ""
     if said is None:
-        return {}
+        return None
     states = dict(line.split(maxsplit=1) for line in said.splitlines())
     return {i: states.get(name, "COMPLETED").strip() for i, name in jobs.items()}  # it forgets them, in minutes
 
