@@ -31,12 +31,12 @@ def interpreted(graph, given):
     return graph
 
 
-def make(likelihood=None, encoder=None, decoder=None, prior=None, dtype=torch.float32):
-    torch.manual_seed(0)
+def make(likelihood=None, encoder=None, decoder=None, prior=None, dtype=torch.float32, seed=0, d=D):
+    torch.manual_seed(seed)
     likelihood = (likelihood or partial(likelihoods.Gaussian, s2=0.1))(S)
-    encoder = (encoder or partial(encoders.MLP, hidden=[20], activation="tanh"))(S, D)
-    decoder = (decoder or partial(decoders.MLP, hidden=[20], activation="tanh"))(S, D, outputs=likelihood.outputs)
-    return VAE(encoder, decoder, likelihood, (prior or priors.StandardNormal)(D)).to(dtype)
+    encoder = (encoder or partial(encoders.MLP, hidden=[20], activation="tanh"))(S, d)
+    decoder = (decoder or partial(decoders.MLP, hidden=[20], activation="tanh"))(S, d, outputs=likelihood.outputs)
+    return VAE(encoder, decoder, likelihood, (prior or priors.StandardNormal)(d)).to(dtype)
 
 
 def batches(steps, size=B, labels=False, dtype=torch.float32):
@@ -51,7 +51,7 @@ def adam(parameters):
     return torch.optim.Adam(parameters, 3e-3, fused=True)
 
 
-def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=False, schedule=None, told=print):
+def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=False, schedule=None, told=print, seed=2):
     """Trains a copy; the terms of each step, the gradients' norms, and the copy with its optimiser."""
     vae, objective = copy.deepcopy(vae), copy.deepcopy(objective)
     vae.train()
@@ -71,16 +71,19 @@ def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=Fa
 
     [example] = batches(1, labels=labels, dtype=dtype)
     step = engine.start(Work(vae, objective, optimizer, clip, example, steps, 0, None, told), eager)
-    if not isinstance(engine, Eager):
+    if isinstance(engine, Compiled):
         assert isinstance(step, engines.CompiledStep)
-    noise, found = torch.Generator().manual_seed(2), []
+    noise, found = torch.Generator().manual_seed(seed), []
     for t, batch in enumerate(batches(steps, labels=labels, dtype=dtype)):
         if t % 7 == 6:  # an epoch's last
             batch = Batch(batch.x[:4], batch.index[:4], None if batch.label is None else batch.label[:4])
-        eps = torch.randn(objective.samples, len(batch.x), D, generator=noise, dtype=dtype)
+        eps = torch.randn(objective.samples, len(batch.x), vae.d, generator=noise, dtype=dtype)
         found.append(step(batch, eps, True))
+        if t % 3 == 2:
+            engine.finish()
         if schedule:
             schedule.step()
+    engine.finish()
     terms, norms = zip(*found, strict=True)
     return torch.cat(terms, 1), torch.stack(norms), Scored(vae, objective), optimizer
 

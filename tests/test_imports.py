@@ -19,6 +19,7 @@ PART = {"checks", "interfaces", "distributions", "networks"}
 
 ALLOWED = {
     "checks": set(),
+    "garbage": set(),
     "seeds": set(),
     "metrics": set(),
     "interfaces": set(),
@@ -53,6 +54,9 @@ ALLOWED = {
     "runs": {"checks", "hints", "interfaces", "objectives", "vae", "data"},
     "report": {"checks", "data", "oracles", "runs"},
     "callbacks": {"checks", "evaluation", "interfaces", "pictures", "runs", "vae"},
+    # the command line, which imports commands as they are asked for
+    "application": {"data", "garbage", "hints", "runs"},
+    "cli": {"application", "checks", "hints"},
     "commands": {
         "callbacks",
         "checks",
@@ -60,7 +64,9 @@ ALLOWED = {
         "decoders",
         "diagrams",
         "encoders",
+        "engine",
         "evaluation",
+        "garbage",
         "hints",
         "interfaces",
         "levels",
@@ -76,17 +82,16 @@ ALLOWED = {
         "seeds",
         "vae",
     },
-    "cli": {"checks", "hints", "data", "runs"},
     # what runs many of them
-    "launch": {"checks", "cli", "commands", "hints", "runs"},
+    "launch": {"application", "callbacks", "checks", "cli", "commands", "data", "engine", "garbage", "hints", "runs"},
     "vae_lab": {"report", "runs"},  # the package itself
 }
 """What each module or folder may import of vae_lab, besides itself: always something above it."""
 
 KNOWN_BY = {
-    "hydra": {"cli", "commands", "runs", "launch"},
-    "omegaconf": {"cli", "commands", "launch"},
-    "wandb": {"cli", "commands", "callbacks"},
+    "hydra": {"application", "commands", "runs", "launch"},
+    "omegaconf": {"application", "commands", "launch"},
+    "wandb": {"application", "commands", "callbacks"},
     "wandb_workspaces": {"commands"},
     "pytorch_lightning": {"lit", "data", "callbacks", "commands"},
     "torchmetrics": {"metrics", "evaluation"},
@@ -105,6 +110,7 @@ KNOWN_BY = {
     "submitit": {"launch"},
     "ray": {"launch"},
     "optuna": {"launch", "callbacks"},
+    "greenlet": {"engine"},
 }
 """The modules and folders that may import each package; others are free."""
 

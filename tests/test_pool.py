@@ -69,7 +69,7 @@ def jobs(tmp_path, monkeypatch):
         cells = cells or [Cell(words.split(), str(tmp_path / f"run{i}"), f"{i}") for i, words in enumerate(overrides)]
         folders = {tuple(cell.overrides): cell.folder for cell in cells}
         monkeypatch.setattr(job, "command", lambda o: [sys.executable, str(tmp_path / "job.py"), folders[tuple(o)], *o])
-        monkeypatch.setattr(sweep, "plan", lambda config, overrides_of_cells: cells)
+        monkeypatch.setattr(sweep, "plan", lambda *args, **more: cells)
         places = slots if isinstance(slots, list) else [Slot(None, 1)] * slots
         monkeypatch.setattr(Pool, "slots", lambda self, config: places)
         config = OmegaConf.create({"hydra": {"overrides": {"hydra": []}, "runtime": {"config_sources": []}}})

@@ -1,37 +1,22 @@
 """The command line: `vae-lab train d=8` is `python scripts/train.py d=8`.
 
-What Hydra can see by itself (help, unknown groups, options and keys) is answered without importing torch; a user's
-mistake is one line on standard error, never a traceback.
+What the YAML files tell by themselves (help, unknown groups, options and keys) is answered without importing Hydra, and
+what Hydra can see without torch; a user's mistake is one line on standard error, never a traceback.
 """
 
 import importlib
 import os
-import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import hints
 from vae_lab.checks import closest
-from vae_lab.runs import identity, record, sweeps
 
 if TYPE_CHECKING:
-    import wandb
+    from vae_lab.application import TOLD as TOLD
+    from vae_lab.application import explain as explain
+    from vae_lab.application import register_resolvers as register_resolvers
 
 COMMANDS = {
     "train": "train a VAE and show what it learned",
@@ -79,7 +64,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         hints.check(command, arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    _run(command, arguments)
+    from vae_lab import application  # Hydra
+
+    application.run(command, arguments)
+
+
+def __getattr__(name: str) -> object:
+    """What takes Hydra is imported on first use, so that help and `runs` are answered at once."""
+    if name in ("TOLD", "explain", "register_resolvers"):
+        from vae_lab import application
+
+        return getattr(application, name)
+    raise AttributeError(f"module 'vae_lab.cli' has no attribute {name!r}")
 
 
 def _command(words: Sequence[str]) -> str | None:
@@ -112,156 +108,6 @@ def _without_hydra(command: str, arguments: Sequence[str]) -> None:
         sys.exit(status)
 
 
-def _run(command: str, arguments: Sequence[str]) -> None:
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
-    as_typed = sys.argv
-    sys.argv = [sys.argv[0], *arguments]
-    register_resolvers()
-    try:
-        with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises what it finds wrong, instead of printing it
-            task = _task(command, as_typed, wants_traceback)
-            hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=hints.root(command))(task)()
-    except _Told:
-        sys.exit(1)
-    except record.Preempted as stop:
-        sys.exit(stop.status)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not record.interrupted(stop):
-            raise
-        sys.exit(record.Preempted(signal.SIGINT).status)
-    except (
-        ValueError,
-        HydraException,
-        OmegaConfBaseException,
-    ) as error:  # ValueError: of a sweep, before its first job
-        if wants_traceback:
-            raise
-        sys.exit(f"error: {explain(error, command, arguments)}")
-    finally:
-        sys.argv = as_typed
-
-
-class _Told(Exception):
-    """A job of a sweep failed and its user has been told why."""
-
-
-def _task(command: str, argv: list[str], wants_traceback: bool) -> Callable[[DictConfig], float | None]:
-    def task(cfg: DictConfig) -> float | None:
-        run = importlib.import_module(f"vae_lab.commands.{hints.root(command)}").run
-        sys.argv = argv  # Lightning starts further processes of a run by repeating the command, as it was typed
-        try:
-            with _environment("HYDRA_FULL_ERROR", "1" if wants_traceback else "0"):
-                return run(cfg)
-        # ValueError: a mistake in the configuration; FloatingPointError: training that broke
-        except (ValueError, FloatingPointError, record.Busy, HydraException, OmegaConfBaseException) as error:
-            if wants_traceback:
-                raise
-            sys.stdout.flush()
-            print(f"error: {explain(error, command, [])}", file=sys.stderr, flush=True)
-            if HydraConfig.get().mode is RunMode.RUN:
-                sys.exit(record.BUSY if isinstance(error, record.Busy) else 1)
-            raise _Told from error  # the sweep's other jobs go on
-
-    return task
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """The environment variable `name` is `value` for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
-    """One message for what is wrong: where, what was given, what is allowed, and the closest valid name."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return hints.unknown_option(group, option, error.options)
-    if isinstance(error, ConfigCompositionException) and (found := re.search(r"Could not override '(.+?)'", text)):
-        given = next((a for a in arguments if a.lstrip("+~").split("=")[0] == found[1]), found[1])
-        return hints.absent_key(command, given, found[1])
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text.splitlines()[0]}"
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
-        text = str(error.__cause__)  # a launcher's, or a sweeper's
-    if found := re.search(r"Missing mandatory value: ([\w.]+)", text):
-        return f"{found[1]} must be given"
-    text = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: .*|\s+object_type=.*", "", text)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def register_resolvers() -> None:
-    """The functions that our YAML files call; each imports what it needs only when it is called."""
-    OmegaConf.register_new_resolver("run_name", identity.run_name, replace=True)
-    OmegaConf.register_new_resolver("folder_name", identity.readable, replace=True)
-    OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
-    OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: identity.fingerprint(_root_), replace=True)
-    OmegaConf.register_new_resolver("sweep", lambda: os.environ.get(sweeps.NAME), replace=True)
-    OmegaConf.register_new_resolver("swept", lambda: os.environ.get(sweeps.AXES, "").split(), replace=True)
-    OmegaConf.register_new_resolver("array_shape", _array_shape, replace=True)
-    OmegaConf.register_new_resolver("wandb_id", _wandb_id, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
-    OmegaConf.register_new_resolver("wandb_mode", _wandb_mode, replace=True)
-
-
-def _run_folder(root: DictConfig) -> str:
-    """The folder of the run that is being composed. A mistake in it is told where it is run, job by job of a sweep."""
-    overrides = root.hydra.overrides.task if "hydra" in root else []
-    try:
-        found = identity.fingerprint(root)
-    except (ValueError, OmegaConfBaseException):
-        found = "wrong"
-    return str(identity.folder(root.paths.outputs, overrides, found))
-
-
-def _array_shape(root: str, key: str | None = None) -> list[int]:
-    from vae_lab.data.arrays import array_shape
-
-    try:
-        return array_shape(root, key)
-    except ValueError as error:
-        raise ValueError(f"data.{error}" if str(error).startswith("root ") else f"data: {error}") from error
-
-
-def _wandb_id(fingerprint: str) -> str:
-    """A W&B run's id: the run's own, except under an agent of a W&B sweep, who waits for the run that it has named."""
-    return os.environ.get("WANDB_RUN_ID", fingerprint) if "WANDB_SWEEP_ID" in os.environ else fingerprint
-
-
-def _wandb_offline() -> bool:
-    """Whether W&B has to be used offline: it has no credentials, or was told so."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode != "online"
-    import wandb
-
-    wandb.setup(_silent())
-    return not wandb.login(prompt=False)
-
-
-def _wandb_mode(offline: bool) -> str:
-    if not isinstance(offline, bool):
-        raise ValueError(f"logger.offline must be true or false, got {offline!r}")
-    import wandb
-
-    wandb.setup(_silent())
-    return "offline" if offline else "online"
-
-
-def _silent() -> "wandb.Settings":
-    """What W&B has to say is said at the end of a run, in one line."""
-    import wandb
-
-    return wandb.Settings(silent=True)
-
-
 def _complete(argv: Sequence[str]) -> None:
     """Tab completion: `eval "$(vae-lab -sc install=bash)"`. Hydra completes one application; we have one a command."""
     words = os.environ.get("COMP_LINE", "").split(" ")
@@ -285,10 +131,9 @@ def _complete(argv: Sequence[str]) -> None:
         os.environ["COMP_LINE"] = " ".join(words)
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
     arguments = list(argv) if command is None else [a for a in argv if a not in command.split()]
-    sys.argv = [sys.argv[0], *arguments]
-    register_resolvers()
-    root = hints.root(command or "train")
-    hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=root)(lambda cfg: None)()
+    from vae_lab import application
+
+    application.complete(command or "train", arguments)
 
 
 if __name__ == "__main__":

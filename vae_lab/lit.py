@@ -212,6 +212,7 @@ class LitVAE(pl.LightningModule):
             if schedule is not None:
                 schedule.step()
             self.images += len(batch.x)
+        self.engine.finish()
         self.account([terms for terms, _ in found], before)
         self.seconds = perf_counter() - self.started
         terms, norm = found[-1]
@@ -249,9 +250,9 @@ class LitVAE(pl.LightningModule):
     def log_step(self, values: dict[str, Tensor]) -> None:
         """Logs values of the last step. Loggers have them at once, before a callback can take a checkpoint after
         which nothing would log them; Lightning would tell them later."""
-        self.log_dict(values, logger=False)
+        self.trainer.callback_metrics.update(values)
         if self.loggers:
-            self.log_numbers({name: v.item() for name, v in values.items()})
+            self.log_numbers(dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)))
 
     def log_numbers(self, numbers: dict[str, float]) -> None:
         """Tells the loggers, at once."""
@@ -271,8 +272,8 @@ class LitVAE(pl.LightningModule):
         terms = named(self.train_terms.compute().mean)
         # (18)  n/m sum_i L_i
         terms["elbo_total"] = terms["elbo"] * self.trainer.datamodule.n  # type: ignore[attr-defined]
-        self.log_all({f"train/{name}": v for name, v in (terms | self.bits(terms["elbo"])).items()})
-        self.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
+        speed = {"images_per_second": terms["elbo"].new_tensor(self.images / self.seconds)}
+        self.log_all({f"train/{name}": v for name, v in (terms | self.bits(terms["elbo"]) | speed).items()})
         self.train_terms.reset()
 
     # --- validation and test
@@ -345,8 +346,16 @@ class LitVAE(pl.LightningModule):
 
     def log_all(self, values: dict[str, Tensor]) -> None:
         """Logs values that are the same on every process, at the present optimiser step (Lightning counts blocks)."""
-        values = {name: v.float() for name, v in values.items()} | {"step": torch.tensor(float(self.global_step))}
-        self.log_dict(values, sync_dist=self.trainer.world_size > 1)
+        values = {name: v.float() for name, v in values.items()}
+        if self.trainer.state.fn != "fit":  # whose results Lightning returns, in a table of its own
+            step = {"step": torch.tensor(float(self.global_step))}
+            return self.log_dict(values | step, sync_dist=self.trainer.world_size > 1)
+        # Lightning's own way takes as long for two values as a small model's step
+        self.trainer.callback_metrics.update(values)
+        self.trainer.logged_metrics.update(values)
+        if self.loggers:
+            numbers = torch.stack(list(values.values())).tolist()
+            self.log_numbers(dict(zip(values, numbers, strict=True)) | {"epoch": self.current_epoch})
 
     def fail(self, terms: Float[Tensor, "k B"], when: str) -> None:
         """Raises FloatingPointError, naming the terms [k, B] that are not finite."""

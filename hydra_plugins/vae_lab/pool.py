@@ -20,8 +20,9 @@ class PoolLauncher(Launcher):
         devices: Sequence[Device | Sequence[Device]] | None = None,
         threads: int | None = None,
         max_failures: int | None = None,
+        warm: bool = True,
     ) -> None:
-        self.pool = Pool(devices, threads, max_failures)
+        self.pool = Pool(devices, threads, max_failures, warm)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config

@@ -1,5 +1,6 @@
 """Checkpoints from which a run goes on as if it had never stopped."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from math import inf
@@ -14,6 +15,9 @@ from pytorch_lightning.plugins import CheckpointIO, TorchCheckpointIO
 from vae_lab.callbacks.history import History
 from vae_lab.checks import number, one_of
 from vae_lab.interfaces import Batch
+
+PAUSE = 1.0
+"""Seconds between two epochs' checkpoints at least: a small model's epochs are shorter than their files take."""
 
 
 @final
@@ -54,7 +58,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
     """Keeps `last.ckpt`, from which the run continues exactly, and `best.ckpt`, that of the epoch with the best score.
 
     `last.ckpt` is saved after each epoch, once all that it logs is logged, and in mid-epoch between two blocks. It
-    loads with `weights_only=True`. Where the score was never measured, the best is the last.
+    loads with `weights_only=True`. Where the score was never measured, the best is the last. Epochs that follow each
+    other within a second are saved together: the best is kept in memory until then.
 
     (Lightning's ModelCheckpoint keeps no time under manual optimisation, and saves at an epoch's end before its
     metrics are logged.)
@@ -75,6 +80,10 @@ class Checkpoint(pl.callbacks.Checkpoint):
         self.stopped = False  # whether the fit was stopped early, by a callback
         self._step = 0  # of the last checkpoint
         self._due = inf  # when to save next
+        self._soon = 0.0  # when an epoch may be saved next
+        # checkpoints of epochs that are yet to be written: the last one's, and the best one's
+        self._late: dict[str, Any] | None = None
+        self._late_best: dict[str, Any] | None = None
 
     @property
     def best_model_path(self) -> str:
@@ -135,37 +144,74 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._step:
-            self._save_epoch(trainer)
+            self._save_epoch(trainer, now=monotonic() >= self._soon or trainer.world_size > 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopped = trainer.should_stop
         self._save_epoch(trainer, end=True)
 
+    def save_epochs(self, trainer: pl.Trainer) -> None:
+        """Saves what the epochs so far have come to, at the beginning of another."""
+        if trainer.global_step != self._step:
+            self._save_epoch(trainer)
+        else:
+            self._write_late(trainer)
+
     def save(self, trainer: pl.Trainer) -> None:
         """Saves `last.ckpt`; on every process at once."""
+        if self._late_best is not None:
+            trainer.strategy.save_checkpoint(self._late_best, self.best)
         self._step = trainer.global_step
         trainer.save_checkpoint(self.last)
-        self._due = monotonic() + self.every_seconds
+        self._saved()
 
-    def _save_epoch(self, trainer: pl.Trainer, end: bool = False) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._write_late(trainer)
+
+    def _write_late(self, trainer: pl.Trainer) -> None:
+        if self._late is None:
+            return
+        if self._late_best is not None:
+            trainer.strategy.save_checkpoint(self._late_best, self.best)
+        if self._late is self._late_best:
+            self._link()
+        else:
+            trainer.strategy.save_checkpoint(self._late, self.last)
+        self._saved()
+
+    def _saved(self) -> None:
+        self._due, self._soon = monotonic() + self.every_seconds, monotonic() + PAUSE
+        self._late = self._late_best = None
+
+    def _save_epoch(self, trainer: pl.Trainer, now: bool = True, end: bool = False) -> None:
         score = None if self.monitor is None else trainer.callback_metrics.get(self.monitor)
         if score is None:
             best = self.monitor is None or (end and self.best_model_score is None)
         else:
             sign = 1 if self.mode == "max" else -1
             best = self.best_model_score is None or sign * score.item() > sign * self.best_model_score
+        if best:
+            self.best_model_score = None if score is None else score.item()
+        if not now:
+            # a copy, as its tensors are those that training moves
+            self._late = copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint())
+            self._late_best = self._late if best else self._late_best
+            self._step = trainer.global_step
+            return
         if not best:
             return self.save(trainer)
-        self.best_model_score = None if score is None else score.item()
         self._step = trainer.global_step
         trainer.save_checkpoint(self.best)
         if trainer.is_global_zero:
-            # The same file under another name, after the best: what `last` says is the best is there
-            temporary = temporary_name(self.last)
-            os.link(self.best, temporary)
-            replace(temporary, self.last)
+            self._link()
         trainer.strategy.barrier()
-        self._due = monotonic() + self.every_seconds
+        self._saved()
+
+    def _link(self) -> None:
+        """The last is the best: the same file under another name, after the best, as `last` says that it is there."""
+        temporary = temporary_name(self.last)
+        os.link(self.best, temporary)
+        replace(temporary, self.last)
 
 
 def between_blocks(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -24,18 +24,25 @@ class Preemption(pl.Callback):
 
     (Lightning 2.6 would answer SIGTERM by exit status 0, without a checkpoint in mid-epoch, and Ctrl-C by 1.)
 
+    Args:
+        listens: whether it sets handlers; else it is to be told (`tell`), by whoever has several runs in a process
     Raises:
         Preempted: with the signal's number, out of `fit` or `test`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listens: bool = True) -> None:
+        self.listens = listens
         self._before: dict[int, Any] = {}  # the handlers before Lightning's
         self._signal: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._signal = None
-        if threading.current_thread() is threading.main_thread():
+        if self.listens and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
+
+    def tell(self, number: int) -> None:
+        """The process has got the signal `number`."""
+        self._signal = number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._set(self._note)
@@ -54,7 +61,7 @@ class Preemption(pl.Callback):
             self._leave(trainer, lambda checkpoint: checkpoint.save(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave(trainer, lambda checkpoint: checkpoint.on_train_epoch_start(trainer, pl_module))
+        self._leave(trainer, lambda checkpoint: checkpoint.save_epochs(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave(trainer, lambda checkpoint: checkpoint.on_train_end(trainer, pl_module))

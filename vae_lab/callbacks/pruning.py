@@ -63,7 +63,7 @@ class Pruning(pl.Callback):
         value = None
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
-                callback.on_train_epoch_start(trainer, pl_module)
+                callback.save_epochs(trainer)
                 value = callback.best_model_score
         if self.trial is not None:
             self.trial.set_user_attr("pruned", trainer.current_epoch)  # epochs done

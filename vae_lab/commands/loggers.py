@@ -137,8 +137,8 @@ def close(loggers: Sequence[Logger], code: int) -> None:
     """Ends each logger's run, so that the next job of this process begins one of its own."""
     for logger in loggers:
         logger.finalize("success" if code == 0 else "failed")
-        if isinstance(logger, WandbLogger) and wandb.run is not None:
-            wandb.finish(exit_code=code)
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger._experiment.finish(exit_code=code)
 
 
 def places(loggers: Sequence[Logger], folder: Path) -> dict[str, str]:

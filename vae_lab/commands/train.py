@@ -10,22 +10,27 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vae_lab import runs
+from vae_lab import garbage, runs
 from vae_lab.checks import flag
 from vae_lab.commands import denormals
 from vae_lab.commands.tables import paths_list, plus_minus, results_table, shown
 from vae_lab.runs import identity, record
 
+if TYPE_CHECKING:
+    from vae_lab.commands.training import Together
 
-def run(cfg: DictConfig) -> float | None:
+
+def run(cfg: DictConfig, together: "Together | None" = None) -> float | None:
     """Trains one run, unless that is done; the value is its best val/elbo, for sweepers.
 
+    Args:
+        together: where others are trained in this process
     Raises:
         ValueError: for a mistake in the configuration or the data, before training and before anything is written.
         FloatingPointError: if training breaks; the last good checkpoint stays.
@@ -50,12 +55,12 @@ def run(cfg: DictConfig) -> float | None:
             if (other := rival(folder, fingerprint)) is None:
                 if not force and state == "finished":  # another process was quicker
                     return show(cfg, folder)
-                return train(cfg, folder, fingerprint, state)
+                return train(cfg, folder, fingerprint, state, together)
     finally:
         for empty in (folder, Path(HydraConfig.get().runtime.output_dir)):  # which Hydra has made
             record.tidy(empty)
     cfg.paths.run = str(other)
-    return run(cfg)
+    return run(cfg, together)
 
 
 def rival(folder: Path, fingerprint: str) -> Path | None:
@@ -73,7 +78,9 @@ def rival(folder: Path, fingerprint: str) -> Path | None:
     return None
 
 
-def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float | None:
+def train(
+    cfg: DictConfig, folder: Path, fingerprint: str, state: str, together: "Together | None" = None
+) -> float | None:
     """Trains the run in `folder`, which is this process's: from its last checkpoint if there is one.
 
     What was there before is moved aside where training begins anew: if `cfg.force`, or if nothing was saved.
@@ -85,10 +92,13 @@ def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float 
         n = record.former(folder) + bool(record.content(folder))
         cfg.logger.id = known.get("wandb") or (f"{fingerprint}-{n}" if n else fingerprint)
 
-    denormals.flush()
-    from vae_lab.commands import training  # torch
+    with garbage.spared():
+        if cfg.logger:  # W&B before torch: each of its classes has Python look through all modules that are there
+            OmegaConf.to_container(cfg.logger, resolve=True)
+        denormals.flush()
+        from vae_lab.commands import training  # torch
 
-    parts = training.assemble(cfg)  # the last that can be wrong with the configuration and the data
+    parts = training.assemble(cfg, together)  # the last that can be wrong with the configuration and the data
     *_, trainer = parts
     if not goes_on:
         record.aside(folder)
@@ -128,8 +138,9 @@ def train(cfg: DictConfig, folder: Path, fingerprint: str, state: str) -> float 
 
 def follow(cfg: DictConfig, folder: Path) -> None:
     """What a run's other processes do: train with the first, which has claimed the folder and keeps the record."""
-    denormals.flush()
-    from vae_lab.commands import training
+    with garbage.spared():
+        denormals.flush()
+        from vae_lab.commands import training
 
     parts = training.assemble(cfg)
     first = record.leader(folder)

@@ -3,7 +3,7 @@
 import copy
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,7 @@ from vae_lab.checks import number, whole
 from vae_lab.commands import loggers
 from vae_lab.commands.common import bit_levels, blame, build, quieten
 from vae_lab.data.module import InMemory
+from vae_lab.engine.engines import Engine
 from vae_lab.interfaces import Batch
 from vae_lab.levels import Levels, count_levels
 from vae_lab.lit import LitVAE
@@ -71,7 +72,15 @@ def fit(
     return metrics, None if monitor is None else float(monitor)
 
 
-def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
+class Together(NamedTuple):
+    """What a run gets from the process that trains others beside it."""
+
+    engine: Engine
+    preemption: Preemption
+    data: dict[str, InMemory]  # those of the other runs, by their configuration
+
+
+def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemory, LitVAE, pl.Trainer]:
     """Everything that trains, checked: values first, then the data, then whether the model fits them."""
     quieten()
     check_values(cfg)
@@ -83,11 +92,14 @@ def assemble(cfg: DictConfig) -> tuple[InMemory, LitVAE, pl.Trainer]:
         optimizer(vae.parameters())
     except ValueError as error:
         raise ValueError(f"optimizer: {error}") from error
-    clip, engine = cfg.trainer.gradient_clip_val, build(cfg, "engine")
+    clip, engine = cfg.trainer.gradient_clip_val, build(cfg, "engine") if together is None else together.engine
     lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, clip, engine=engine)
     data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(cfg, Preemption() if together is None else together.preemption)
     check_processes(cfg, trainer)
+    if together is not None:
+        same = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["data", "preprocessing"]), resolve=True)
+        data.share(together.data.setdefault(same, data))
     try:
         data.setup("fit")
     except ValueError as error:
@@ -151,7 +163,7 @@ def check_values(cfg: DictConfig) -> None:
         number("optimizer.lr", cfg.optimizer.lr, above=0.0)
 
 
-def build_trainer(cfg: DictConfig) -> pl.Trainer:
+def build_trainer(cfg: DictConfig, preemption: Preemption) -> pl.Trainer:
     """The Trainer with its logger and callbacks; raises ValueError for devices that are not there."""
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     # without validation there is nothing to choose by: the best is the last
@@ -163,7 +175,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
         "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),  # Lightning counts blocks
     }
     always = {
-        "callbacks": [Preemption(), *callbacks],
+        "callbacks": [preemption, *callbacks],
         "logger": [*asked, History(Path(cfg.paths.run) / runs.HISTORY)],
         # a launcher's job is requeued by its launcher; Lightning's own requeueing answers a signal that is not sent
         "plugins": [AtomicIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],

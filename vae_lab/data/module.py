@@ -30,6 +30,11 @@ class InMemory(pl.LightningDataModule):
         self.splits: Splits | None = None
         self.prepared: dict[tuple[str, torch.device], Tensor] = {}
 
+    def share(self, other: "InMemory") -> None:
+        """Has the same data as `other`, whose source and preprocessing are equal, in the same memory."""
+        other.setup()
+        self.splits, self.prepared = other.splits, other.prepared
+
     def setup(self, stage: str | None = None) -> None:
         """Loads the data, once."""
         if self.splits is None:

@@ -41,6 +41,10 @@ class Engine(ABC):
             eager: makes a step one operation after another
         """
 
+    @abstractmethod
+    def finish(self) -> None:
+        """Returns when the steps that were asked for are made."""
+
 
 @final
 class Eager(Engine):
@@ -48,6 +52,9 @@ class Eager(Engine):
 
     def start(self, work: Work, eager: Stepper) -> Stepper:
         return eager
+
+    def finish(self) -> None:
+        pass
 
 
 @final
@@ -89,6 +96,9 @@ class Compiled(Engine):
         work.tell(f"engine: compiled, in {self.seconds:.1f} s")
         return CompiledStep(step, call, eager, work)
 
+    def finish(self) -> None:
+        pass
+
 
 @final
 class Auto(Engine):
@@ -113,6 +123,9 @@ class Auto(Engine):
         made = self.compiled.start(work, eager)
         self.seconds = self.compiled.seconds
         return made
+
+    def finish(self) -> None:
+        pass
 
 
 @final

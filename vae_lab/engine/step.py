@@ -93,7 +93,12 @@ class Step:
         return {key: v for key, v in state.items() if isinstance(v, Tensor)}
 
     def numbers(self, t: int) -> Float[Tensor, "groups numbers"]:
-        """What step number t takes from its number and from the learning rates of the moment.
+        """What step number t takes from its number and from the learning rates of the moment; see `figures`."""
+        like = next(iter(self.tensors.values()))
+        return torch.tensor(self.figures(t), dtype=like.dtype, device=like.device)
+
+    def figures(self, t: int) -> list[tuple[float, ...]]:
+        """Those numbers, of each group of parameters.
 
         Raises:
             ValueError: if another option of the optimiser has changed, as some schedules do.
@@ -102,9 +107,7 @@ class Step:
             for key, value in was.items():
                 if group[key] != value:
                     raise ValueError(f"engine must be eager where a schedule changes the optimiser's {key}")
-        like = next(iter(self.tensors.values()))
-        numbers = [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
-        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+        return [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
 
     def __call__(self, *values: Tensor) -> tuple[Float[Tensor, "k B"], Float[Tensor, ""]]:
         """The step's terms and the gradient's norm, given the values of `held` and of `given`; `held` are moved."""
@@ -137,22 +140,30 @@ class Step:
         """
         kept, self.model = self.model, copy.deepcopy(self.model)
         try:
-            before = plain(self.model)
-            # every operation is seen as it happens, so that nothing in Python has to be understood by a compiler
-            found = make_fx(self, tracing_mode="fake", _allow_non_fake_inputs=True)(
-                *self.held.values(), *self.given.values()
-            )
-            if changed := [key for key, v in plain(self.model).items() if before.get(key, v) != v]:
-                name, attribute = changed[0]
-                raise NotImplementedError(f"{name} changes its attribute {attribute} from step to step")
-        except NotImplementedError:
-            raise
-        except Exception as error:
-            where, words = culprit(error, self.model), " ".join(str(error).split())
-            raise NotImplementedError(f"{where}: {type(error).__name__}: {words[:200]}") from error
+            return traced(self, self.model, [*self.held.values(), *self.given.values()])
         finally:
             self.model = kept
-        return found
+
+
+def traced(step: Callable[..., object], model: nn.Module, values: list[Tensor]) -> GraphModule:
+    """The operations of a step of `model`, which this may change, on values like these, which it does not.
+
+    Raises:
+        NotImplementedError: as `Step.graph`.
+    """
+    before = plain(model)
+    try:
+        # every operation is seen as it happens, so that nothing in Python has to be understood by a compiler
+        found = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        where, words = culprit(error, model), " ".join(str(error).split())
+        raise NotImplementedError(f"{where}: {type(error).__name__}: {words[:200]}") from error
+    if changed := [key for key, v in plain(model).items() if before.get(key, v) != v]:
+        name, attribute = changed[0]
+        raise NotImplementedError(f"{name} changes its attribute {attribute} from step to step")
+    return found
 
 
 def plain(model: nn.Module) -> dict[tuple[str, str], object]:

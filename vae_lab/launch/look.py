@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vae_lab import cli
+from vae_lab import application
 from vae_lab.launch.plan import WRONG, Cell, configs, refuse
 from vae_lab.runs import identity
 
@@ -38,7 +38,7 @@ def show(config: DictConfig, cells: Sequence[Cell], slots: int, console: Console
             seconds += found.seconds if cell.state in ("new", "failed") else 0.0
         except WRONG as error:
             table.add_row(*row, "[red]wrong[/red]")
-            judged[i - 1] = cell._replace(error=cli.explain(error, "train", cell.overrides))
+            judged[i - 1] = cell._replace(error=application.explain(error, "train", cell.overrides))
     console.print(table)
     states = [cell.state for cell in cells]
     numbers = {state: states.count(state) for state in ("new", "partial", "failed", "running", "finished")}

@@ -1,7 +1,7 @@
 """The cells of a sweep before any of them runs: what each is, where it lies, how far it has come, what is wrong."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lab import cli
+from vae_lab import application, garbage
 from vae_lab.commands import denormals
 from vae_lab.runs import identity, record
 
@@ -30,7 +30,12 @@ class Cell(NamedTuple):
     error: str | None = None  # what is wrong with its configuration
 
 
-def plan(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], build: bool = True) -> list[Cell]:
+def plan(
+    config: DictConfig,
+    overrides_of_cells: Sequence[Sequence[str]],
+    build: bool = True,
+    prepare: Callable[[], None] | None = None,
+) -> list[Cell]:
     """The cells of the sweep that Hydra has composed `config` for, in their order.
 
     Nothing is trained and nothing is written. Only where a cell is yet to be trained are its parts built, once for each
@@ -40,6 +45,7 @@ def plan(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], build:
         config: the sweep's, with its `hydra` node
         overrides_of_cells: what each cell was asked for
         build: whether parts are built
+        prepare: called before the first parts are built, which takes seconds
     """
     cells, seen = [], set[str]()
     for overrides, found in zip(overrides_of_cells, configs(config, overrides_of_cells), strict=True):
@@ -49,12 +55,15 @@ def plan(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], build:
                 raise found
             cell = located(found, cell.overrides)
             if build and cell.state != "finished":
-                denormals.flush()  # a launcher may run the jobs in this process
-                from vae_lab.commands import check  # imports torch
+                if prepare is not None:
+                    prepare()
+                with garbage.spared():
+                    denormals.flush()  # a launcher may run the jobs in this process
+                    from vae_lab.commands import check  # imports torch
 
                 check.values(found, seen)
         except WRONG as error:
-            cell = cell._replace(error=cli.explain(error, "train", overrides))
+            cell = cell._replace(error=application.explain(error, "train", overrides))
         cells.append(cell)
     return cells
 

@@ -4,9 +4,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -15,10 +16,12 @@ from typing import NamedTuple, final
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from vae_lab.checks import whole
+from vae_lab import cli
+from vae_lab.checks import flag, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
 from vae_lab.launch.plan import Cell
+from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
 
 TICK = 0.1  # seconds between looks at the jobs
@@ -41,7 +44,7 @@ class Job(NamedTuple):
     """A job that runs."""
 
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Worker
 
 
 @final
@@ -53,6 +56,7 @@ class Pool:
             GPUs one for every `threads` cores
         threads: of each job; null: 1 on the CPU, else the slot's share of the cores
         max_failures: no further job is started after so many have failed; null: however many
+        warm: whether jobs of one process are forked of a process that has imported all that they take
     Raises:
         ValueError: for what is not of that kind.
     """
@@ -62,17 +66,23 @@ class Pool:
         devices: Sequence[Device | Sequence[Device]] | None = None,
         threads: int | None = None,
         max_failures: int | None = None,
+        warm: bool = True,
     ) -> None:
         self.devices = None if devices is None else [_devices(slot) for slot in _items(devices)]
         self.threads = threads if threads is None else whole("hydra.launcher.threads", threads)
         self.max_failures = max_failures
         if max_failures is not None:
             whole("hydra.launcher.max_failures", max_failures)
+        self.warm = flag("hydra.launcher.warm", warm)
 
     def launch(self, config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> list[JobReturn]:
         """Runs the sweep that Hydra has composed `config` for; the result of each cell."""
         slots = self.slots(config)
-        return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
+        if not self.warm:
+            return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
+        with warm_server(slots) as server:
+            place = partial(self.run, slots, server=server)
+            return sweep.launch(config, overrides_of_cells, len(slots), place, server.prepare)
 
     def slots(self, config: DictConfig) -> list[Slot]:
         """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""
@@ -91,7 +101,13 @@ class Pool:
         return [Slot(None, threads)] * max(1, cores // threads)
 
     def run(
-        self, slots: Sequence[Slot], cells: Sequence[Cell], waiting: Sequence[int], inherited: list[str], board: Board
+        self,
+        slots: Sequence[Slot],
+        cells: Sequence[Cell],
+        waiting: Sequence[int],
+        inherited: list[str],
+        board: Board,
+        server: Server | None = None,
     ) -> None:
         """Runs the jobs of the cells that `waiting` numbers, and ends them when this process is told to end."""
         queue, free, running = list(waiting), list(slots), dict[int, Job]()
@@ -105,7 +121,7 @@ class Pool:
                         if cells[i].state != "finished" and record.state(cells[i].folder) == "finished":
                             board.skip(i, job.outcome(cells[i].folder, 0))  # another process did it meanwhile
                             continue
-                        running[i] = start(cells[i], inherited, free[0])
+                        running[i] = start(cells[i], inherited, free[0], server)
                         board.start(i, str(free.pop(0)))
                     time.sleep(TICK)
                     for i, status in ended(running):
@@ -121,24 +137,46 @@ class Pool:
         board.signal = arrived[0] if arrived else None
 
 
-def start(cell: Cell, inherited: Sequence[str], slot: Slot) -> Job:
+def warm_server(slots: Sequence[Slot]) -> Server:
+    """What forks the jobs of these slots."""
+    # torch's compiler may look for a GPU when it is imported
+    return Server(slots[0].threads, ["torch._inductor.compile_fx"] if slots[0].devices is None else [])
+
+
+def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: Server | None = None) -> Job:
     """The job of a cell, begun; what it prints goes to the end of its log."""
     folder = Path(cell.folder)
     folder.mkdir(parents=True, exist_ok=True)
     several = [] if slot.devices is None or len(slot.devices) == 1 else spread(cell, len(slot.devices))
     command = job.command([*inherited, *cell.overrides, *several])
+    env = job.environment(slot.devices, slot.threads)
     with open(folder / job.LOG, "ab") as log:
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
+        if server is not None and server.forks and server.threads == slot.threads and forkable(command):
+            return Job(slot, server.start(repeat, (command[3:],), Path(log.name).absolute(), env))
         process = subprocess.Popen(
             command,
-            env=job.environment(slot.devices, slot.threads),
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C is ours to pass on; and the job's own processes end with it
         )
     return Job(slot, process)
+
+
+def forkable(command: Sequence[str]) -> bool:
+    """Whether a command is our own, for a run of one process: of several, Lightning has the others begin anew, for
+    which the first would only wait."""
+    several = ("trainer=", "trainer.devices=", "trainer.num_nodes=", "trainer.strategy=")
+    return list(command[1:3]) == ["-m", "vae_lab.cli"] and not any(w.lstrip("+").startswith(several) for w in command)
+
+
+def repeat(arguments: list[str]) -> None:
+    """What `python -m vae_lab.cli` does with these arguments."""
+    sys.argv = [cli.__file__, *arguments]
+    cli.main()
 
 
 def spread(cell: Cell, n: int) -> list[str]:
@@ -167,10 +205,11 @@ def stop(running: dict[int, Job], arrived: list[int]) -> None:
         time.sleep(TICK)
 
 
-def tell(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def tell(process: subprocess.Popen[bytes] | Worker, number: signal.Signals) -> None:
     """Sends a signal to a job and to the processes that it has started."""
     if process.poll() is None:
-        os.killpg(process.pid, number)  # its session is its own
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, number)  # its session is its own
 
 
 @contextmanager

@@ -26,7 +26,11 @@ process of its own; tells the board of each when it starts and when it ends."""
 
 
 def launch(
-    config: DictConfig, overrides_of_cells: Sequence[Sequence[str]], slots: int, place: Place
+    config: DictConfig,
+    overrides_of_cells: Sequence[Sequence[str]],
+    slots: int,
+    place: Place,
+    prepare: Callable[[], None] | None = None,
 ) -> list[JobReturn]:
     """Runs a sweep; the result of each cell, for Hydra's sweepers.
 
@@ -37,13 +41,15 @@ def launch(
         overrides_of_cells: what each cell was asked for
         slots: how many jobs run at a time
         place: what runs them
+        prepare: called once it is known that one of them has to run, while they are still being planned
     Raises:
         ValueError: if something is wrong with any cell, before the first one starts.
         SystemExit: with 128 + n, if signal n ended the sweep.
     """
-    cells = plan(config, overrides_of_cells)
+    check = config.get("check")
+    cells = plan(config, overrides_of_cells, prepare=None if check else prepare)
     refuse(cells)
-    if config.get("check"):
+    if check:
         from vae_lab.launch import look
 
         look.show(config, cells, slots)

@@ -1,0 +1,143 @@
+"""Runs that are trained together come to what each comes to alone."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from test_engine import KINDS, interpreted, make, same, train
+
+from vae_lab import decoders, encoders, likelihoods, posteriors, schedules
+from vae_lab.engine.engines import Eager
+from vae_lab.engine.pack import Pack
+from vae_lab.objectives import Elbo, Iwae
+
+
+def together(*runs, **more):
+    """Trains runs, each given by the arguments of `train`, together; what `train` gives of each; what was told."""
+    pack, found, told = Pack(compiler=interpreted), {}, []
+
+    def one(engine, i, run):
+        try:
+            found[i] = train(engine, told=told.append, **run, **more)
+        except Exception as error:
+            found[i] = error
+
+    for i, run in enumerate(runs):
+        pack.add(partial(one, i=i, run=run), nullcontext)
+    pack.run()
+    return [found[i] for i in range(len(runs))], told
+
+
+def each(*runs, rtol=1e-5, **more):
+    """Whether runs come to the same together and alone."""
+    packed, told = together(*runs, **more)
+    assert len(told) == len(runs) and all(f"packed with {len(runs) - 1} other runs" in line for line in told), told
+    for run, result in zip(runs, packed, strict=True):
+        same(train(Eager(), **run, **more), result, rtol)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_part_is_the_same_in_a_pack(name):
+    vae, objective = KINDS[name]
+    runs = []
+    for seed in (0, 1, 2):
+        model = vae(dtype=torch.float64)
+        with torch.no_grad():
+            torch.manual_seed(seed)
+            for p in model.parameters():
+                p.add_(0.01 * seed * torch.randn_like(p))
+        runs.append({"vae": model, "objective": objective, "seed": seed})
+    if name == "gaussian_optimal":  # scores each datum by its whole batch: half a batch is another thing
+        packed, told = together(*runs)
+        assert "not packed, as a model in the stack is not the same as alone" in told[0]
+        for run, result in zip(runs, packed, strict=True):
+            same(train(Eager(), **run), result, 0.0)
+        return
+    each(*runs, rtol=1e-9)
+
+
+def test_runs_differ_in_s2_beta_and_learning_rate():
+    runs = [
+        {
+            "vae": make(partial(likelihoods.Gaussian, s2=0.1 * (i + 1)), seed=i, dtype=torch.float64),
+            "objective": Elbo(2, beta=1.0 + i),
+            "optimizer": partial(torch.optim.Adam, lr=1e-3 * (i + 1), fused=True),
+            "seed": i,
+        }
+        for i in range(4)
+    ]
+    each(*runs, rtol=1e-9, clip=5.0, schedule=schedules.Cosine(0.2, 0.0))
+
+
+def test_a_run_that_is_done_leaves_the_others():
+    """And where half of them are, the others are stacked anew."""
+    runs = [
+        {"vae": make(seed=i, dtype=torch.float64), "objective": Elbo(1), "steps": n} for i, n in enumerate((4, 9, 20))
+    ]
+    packed, told = together(*runs)
+    assert len(told) == 3 and all("packed with 2 other runs" in line for line in told)
+    for run, result in zip(runs, packed, strict=True):
+        same(train(Eager(), **run), result, 1e-9)
+
+
+def test_a_run_that_breaks_leaves_the_others():
+    runs = [{"vae": make(seed=i), "objective": Elbo(1)} for i in range(3)]
+    runs[1]["schedule"] = lambda optimizer, steps: 1 / 0
+    (one, broken, other), told = together(*runs)
+    assert isinstance(broken, ZeroDivisionError) and all("packed with 1 other runs" in line for line in told)
+    for run, result in zip(runs[::2], (one, other), strict=True):
+        same(train(Eager(), **run), result, 1e-5)
+
+
+def of(*ds, objective, **parts):
+    """Runs that differ in d, and in their seeds."""
+    return [
+        {"vae": make(seed=i, d=d, dtype=torch.float64, **parts), "objective": objective, "seed": i}
+        for i, d in enumerate(ds)
+    ]
+
+
+CONV = {
+    "encoder": partial(encoders.Conv, channels=[4, 8], activation="tanh"),
+    "decoder": partial(decoders.Conv, channels=[8, 4], activation="tanh"),
+}
+LINEAR = {"encoder": encoders.Linear, "decoder": decoders.Linear}
+
+
+@pytest.mark.parametrize("parts", [{}, CONV, LINEAR], ids=["mlp", "conv", "linear"])
+def test_runs_differ_in_d(parts):
+    each(*of(3, 1, 5, 3, objective=Elbo(2), **parts), rtol=1e-9)
+
+
+FULL = {"encoder": lambda shape, d: encoders.MLP(shape, d, [20], "tanh", posteriors.Full(d))}
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts", "why"),
+    [
+        (Elbo(2, kl="monte_carlo"), {}, "a latent dimension more would not be without effect"),
+        (Elbo(2, free_bits=0.1), {}, "a model in the stack is not the same as alone"),
+        (Iwae(3), {}, "a latent dimension more would not be without effect"),
+        (Elbo(2), FULL, "the sizes of vae.encoder.net.2.weight are not proportional to d"),
+    ],
+)
+def test_where_more_latent_dimensions_do_something_runs_are_made_alone(objective, parts, why):
+    runs = of(3, 2, objective=objective, **parts)
+    packed, told = together(*runs)
+    assert told == [f"engine: not packed, as {why}"] * 2
+    for run, result in zip(runs, packed, strict=True):
+        same(train(Eager(), **run), result, 0.0)
+
+
+def test_padded_weights_stay_exactly_zero():
+    pack = Pack(compiler=interpreted)
+    for d in (2, 4):
+        pack.add(lambda engine, d=d: train(engine, make(d=d), Elbo(1)), nullcontext)
+    pack.run()
+    stack = pack.stack
+    weight = stack.held["vae.decoder.net.0.weight"]
+    assert weight.shape[2] == 4 and weight[1].abs().min() > 0
+    assert (weight[0, :, 2:] == 0).all() and weight[0, :, :2].abs().min() > 0
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert (stack.held[f"vae.decoder.net.0.weight/{key}"][0, :, 2:] == 0).all()

@@ -1,0 +1,246 @@
+"""Sweeps whose runs are trained as one: each is a run like any other, and comes to what it would have come to."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from test_train import ROOT, command, runs_in, without_account
+
+from vae_lab.cli import register_resolvers
+from vae_lab.launch.packed import Packed, flops, kind_of
+from vae_lab.launch.pool import Slot
+from vae_lab.runs import record
+
+SMALL = ["encoder.hidden=[16]", "decoder.hidden=[16]", "callbacks=[checkpoint]", "data.validation=100"]
+QUICK = [*SMALL, "trainer.max_epochs=3", "logger=none"]
+LONG = [*SMALL, "trainer.max_epochs=200", "logger=none", "callbacks.checkpoint.every_seconds=0.2"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_account(monkeypatch)
+
+
+def sweep(*words, launcher="packed", outputs="outputs", **env):
+    """A sweep's command, to its end."""
+    words = ["-m", *words, f"hydra/launcher={launcher}", f"paths.outputs={outputs}"]
+    return command(str(ROOT / "scripts" / "train.py"), *words, **env)
+
+
+def by_fingerprint(outputs):
+    return {record.read(run)["fingerprint"]: run for run in runs_in(outputs)}
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def log(run):
+    return (run / "job.log").read_text()
+
+
+def equal(run, other, rtol):
+    """Whether two runs logged the same, and have the same weights."""
+    one, two = rows(run), rows(other)
+    assert [row.keys() for row in one] == [row.keys() for row in two]
+    for a, b in zip(one, two, strict=True):
+        a.pop("train/images_per_second", None)
+        assert a == pytest.approx({k: b[k] for k in a}, rel=rtol, abs=rtol)
+    ours, theirs = weights(run), weights(other)
+    for name, v in theirs.items():
+        torch.testing.assert_close(ours[name], v, rtol=rtol, atol=rtol)
+
+
+# --- which runs are trained as one
+
+
+def composed(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def kinds(*sets):
+    return [kind_of(composed(*words)) for words in sets]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "seed=1",
+        "d=5",
+        "likelihood.s2=0.5",
+        "objective.beta=4.0",
+        "optimizer.lr=0.1",
+        "trainer.max_epochs=3",
+        "logger=none",
+    ],
+)
+def test_runs_that_differ_in_numbers_alone_are_of_a_kind(other):
+    one, two = kinds([], [other])
+    assert one == two is not None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "objective.V=2",
+        "encoder.hidden=[8]",
+        "encoder=linear",
+        "data.validation=7",
+        "sampling.batch_size=7",
+        "optimizer=sgd",
+        "trainer.gradient_clip_val=1",
+        "schedule=cosine",
+        "preprocessing=dequantised",
+    ],
+)
+def test_runs_that_differ_otherwise_are_not(other):
+    one, two = kinds([], [other])
+    assert one != two and two is not None
+
+
+@pytest.mark.parametrize("words", [["objective.kl=monte_carlo"], ["objective=iwae"], ["prior=vamp"]])
+def test_d_may_differ_only_where_more_of_it_does_nothing(words):
+    one, two = kinds([*words, "d=2"], [*words, "d=3"])
+    assert one != two
+    one, two = kinds([*words, "seed=2"], [*words, "seed=3"])
+    assert one == two
+
+
+@pytest.mark.parametrize("word", ["engine=eager", "encoder=free", "trainer=ddp", "trainer.precision=bf16-mixed"])
+def test_some_runs_are_trained_alone(word):
+    assert kinds([word]) == [None]
+
+
+def test_groups_fill_the_slots_and_are_no_larger_than_they_may_be():
+    runs = {i: composed(f"seed={i}", *SMALL) for i in range(7)}
+    runs[7] = composed("encoder=linear")
+    cpu = Slot(None, 1)
+    assert Packed().groups(runs, [cpu]) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert Packed().groups(runs, [cpu, cpu]) == [[0, 2, 4, 6], [1, 3, 5]]
+    assert Packed(size=3).groups(runs, [cpu]) == [[0, 3, 6], [1, 4], [2, 5]]
+    assert Packed(flops=flops(runs[0]) - 1).groups(runs, [cpu]) == []  # it does not pay
+    assert len(Packed(flops=0).groups(runs, [Slot([0], 1)])) == 1  # on a GPU it does
+
+
+def test_the_options_are_the_constructors():
+    options = yaml.safe_load((ROOT / "conf" / "hydra" / "launcher" / "packed.yaml").read_text())
+    assert options.pop("_target_") == "hydra_plugins.vae_lab.packed.PackedLauncher"
+    assert list(options) == list(inspect.signature(Packed).parameters)
+
+
+# --- sweeps
+
+
+def test_a_packed_run_is_a_run_like_any_other():
+    """Also where d differs; finished in a pack, it is finished for the pool, and the other way round."""
+    cells = [*SMALL, "trainer.max_epochs=3", "d=2,3", "likelihood.s2=0.1,0.5"]
+    done = sweep(*cells)
+    assert done.returncode == 0 and done.stdout.count("packed with 1 others") == 4, done.stdout + done.stderr
+    alone = sweep(*cells, launcher="pool", outputs="alone")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    packed, others = by_fingerprint("outputs"), by_fingerprint("alone")
+    assert packed.keys() == others.keys() and len(packed) == 4
+    for name, run in packed.items():
+        equal(run, others[name], 1e-4)
+        assert "engine: packed with 1 other runs" in log(run)
+        assert log(run).startswith(f"$ {sys.executable} -m vae_lab.cli train ") and "test/elbo" in log(run)
+        kept = [json.loads((r / "run.json").read_text()) for r in (run, others[name])]
+        for a in kept:
+            assert a["state"] == "finished"
+        assert kept[0]["overrides"] == [o.replace("alone", "outputs") for o in kept[1]["overrides"]]
+        assert {p.name for p in run.iterdir()} == {p.name for p in others[name].iterdir()}
+        [folder] = record.wandb_folders(run)  # a W&B run of its own
+        assert folder.name.endswith(name)
+    for launcher in ("pool", "packed"):
+        again = sweep(*cells, launcher=launcher)
+        assert again.returncode == 0 and "4 runs: 0 finished, 4 skipped" in again.stdout, again.stdout
+    assert all(log(run).count("$ ") == 1 for run in packed.values())
+
+
+def test_a_run_that_breaks_stops_alone():
+    done = sweep(*QUICK, "optimizer.lr=0.001,1e30,0.002")
+    assert done.returncode == 1 and "3 runs: 2 finished, 1 failed" in done.stdout, done.stdout + done.stderr
+    states = {run: record.read(run) for run in runs_in("outputs")}
+    [broken] = [run for run, known in states.items() if known["state"] == "failed"]
+    assert "optimizer.lr=1e+30" in states[broken]["overrides"] or "optimizer.lr=1e30" in states[broken]["overrides"]
+    assert states[broken]["error"].startswith("FloatingPointError: ")
+    assert "not finite at step" in log(broken) and "Traceback" not in log(broken)
+
+
+def test_what_is_in_no_group_is_a_job_of_the_pool():
+    done = sweep(*QUICK, "objective.V=1,2")
+    assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout and "packed" not in done.stdout
+
+
+def started(*words):
+    words = ["-m", *words, "hydra/launcher=packed"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def saved():
+    """The runs that have saved something, once both have."""
+    found = [run for run in runs_in("outputs") if (run / "checkpoints" / "last.ckpt").exists()]
+    return found if len(found) == 2 else []
+
+
+@pytest.mark.slow
+def test_a_pack_that_is_killed_goes_on_to_the_same_bits():
+    cells = [*LONG, "seed=1,2"]
+    whole = sweep(*cells, outputs="whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    first = started(*cells)
+    runs = until(saved)
+    time.sleep(0.5)
+    pack = json.loads((runs[0] / "lock.json").read_text())["pid"]
+    assert pack == json.loads((runs[1] / "lock.json").read_text())["pid"] != first.pid
+    os.kill(pack, signal.SIGKILL)
+    text = first.communicate(timeout=120)[0]
+    assert first.returncode == 1 and "2 failed" in text and "killed by SIGKILL" in text
+    steps = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] for run in runs]
+    assert max(steps) < 200 * 14
+    again = sweep(*cells)
+    assert again.returncode == 0, again.stdout + again.stderr
+    others = by_fingerprint("whole")
+    for name, run in by_fingerprint("outputs").items():
+        assert f"going on from {run}" in log(run)
+        equal(run, others[name], 0.0)
+
+
+def test_a_pack_that_is_interrupted_saves_each_run():
+    process = started(*LONG, "seed=1,2")
+    runs = until(saved)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, text
+    for run in runs:
+        assert record.read(run)["state"] == "partial" and not (run / "lock.json").exists()
+        assert "stopped; the same command goes on from there" in log(run)

@@ -1,0 +1,302 @@
+"""An optimiser step of several models at once: their tensors are stacked, and `vmap` runs the step over the stack."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.fx import GraphModule
+
+from vae_lab.engine.step import Step, Work, plain, traced
+from vae_lab.interfaces import Batch
+
+SAME = 1e-9
+"""How far, relative to its size, a term that is computed in the stack may be from the model's own, both in float64:
+far above what rounding does, far below what another formula would."""
+
+
+class Asked(NamedTuple):
+    """An optimiser step that a model wants to make."""
+
+    batch: Batch
+    eps: Float[Tensor, "V B d"]
+    figures: Sequence[Sequence[float]]  # of each group of parameters, for the optimiser's rule
+
+
+@final
+class Stack:
+    """Models that differ in numbers alone, and the step that moves them all.
+
+    They may differ in the values of their tensors, in floats of their parts (`beta`), in their learning rates, and in d
+    where a latent dimension without weights and without noise does nothing: then all are padded with zeros to the
+    greatest d, and the padding stays zero. What each batch lacks to the common size is filled up and weighs nothing.
+    Whether all that is so is tried, not presumed.
+
+    Raises:
+        NotImplementedError: for models that cannot be stacked, saying why.
+    """
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.steps = [Step(work) for work in works]
+        self.ds = [work.vae.d for work in works]
+        widest = self.ds.index(max(self.ds))
+        first, work = self.steps[widest], works[widest]
+        self.model, self.rule, self.groups, self.trained = first.model, first.rule, first.groups, first.trained
+        self.tensors, self.state, self.clip = first.tensors, first.state, first.clip
+        self.weights = [name for members in self.trained for name in members]
+        for step in self.steps:
+            if step.groups != self.groups or step.trained != self.trained or step.clip != self.clip:
+                raise NotImplementedError("their optimisers differ in more than the learning rate")
+            if step.held.keys() != first.held.keys():
+                raise NotImplementedError("they have different parameters")
+        self.varied = varied([step.model for step in self.steps], self.ds)
+        self.batch, self.samples = work.batch, work.objective.samples
+        like = self.batch.x
+        self.held = {name: like.new_zeros((len(works), *v.shape), dtype=v.dtype) for name, v in first.held.items()}
+        self.windows = [
+            [
+                pair
+                for name, stacked in self.held.items()
+                for pair in windows(step.held[name], stacked[i], d, max(self.ds), name)
+            ]
+            for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True))
+        ]
+        self.push()
+        self.given = self.blank()
+        self.check(works)
+
+    # --- between the models' own tensors and the stack
+
+    def push(self) -> None:
+        """Takes the models' own tensors into the stack."""
+        own, stacked = zip(*(pair for pairs in self.windows for pair in pairs), strict=True)
+        with torch.no_grad():
+            torch._foreach_copy_(stacked, [v.detach() for v in own])
+
+    def pull(self, models: Sequence[int]) -> None:
+        """Gives the models that are numbered their tensors from the stack."""
+        own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
+        with torch.no_grad():
+            torch._foreach_copy_([v.detach() for v in own], stacked)
+
+    # --- what a step is given
+
+    def blank(self) -> dict[str, Tensor]:
+        """What a step is given besides `held`, without values yet."""
+        N, (x, index, label), B = len(self.steps), self.batch, len(self.batch.x)
+        numbers = self.steps[0].numbers(1)
+        given = {
+            "numbers": numbers.new_zeros(N, *numbers.shape),
+            "x": x.new_zeros(N, *x.shape),
+            "index": index.new_zeros(N, B),
+            "label": None if label is None else label.new_zeros(N, B),
+            "eps": x.new_zeros(N, self.samples, B, max(self.ds)),
+            "share": x.new_zeros(N, B),
+        }
+        given |= {f"varied{j}": x.new_tensor(values) for j, values in enumerate(self.varied.values())}
+        return {name: v for name, v in given.items() if v is not None}
+
+    def fill(self, asked: Mapping[int, Asked]) -> None:
+        """Takes in what the models ask for, by their numbers; who does not ask gets what another asks for."""
+        given, B = self.given, len(self.batch.x)
+        some = next(iter(asked.values()))
+        rows = [asked.get(i, some) for i in range(len(self.steps))]
+        given["numbers"].copy_(torch.tensor([row.figures for row in rows], dtype=torch.float64))
+        full = all(len(row.batch.x) == B for row in rows)
+        if full:
+            for name in ("x", "index", "label"):
+                if name in given:
+                    torch.stack([getattr(row.batch, name) for row in rows], out=given[name])
+        if full and min(self.ds) == max(self.ds):
+            torch.stack([row.eps for row in rows], out=given["eps"])
+        else:
+            for i, (eps, d) in enumerate(zip((row.eps for row in rows), self.ds, strict=True)):
+                d = min(d, eps.shape[-1])
+                given["eps"][i, :, : eps.shape[1], :d] = eps[..., :d]
+        # the loss is a mean over the batch; a datum that only fills it up has no share in that
+        if full:
+            given["share"].fill_(1 / B)
+            return
+        for i, row in enumerate(rows):
+            b = len(row.batch.x)
+            for name in ("x", "index", "label"):
+                if name in given:
+                    given[name][i, :b] = getattr(row.batch, name)
+            given["share"][i, :b] = 1 / b
+            given["share"][i, b:] = 0
+
+    # --- the step
+
+    def loss(
+        self, weights: dict[str, Tensor], rest: dict[str, Tensor], given: dict[str, Tensor], numbers: list[Tensor]
+    ) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, "k B"], dict[str, Tensor]]]:
+        """One model's loss; its terms, and its buffers after the step."""
+        tensors = weights | {name: v.clone() for name, v in rest.items()}  # a buffer may be written into, or replaced
+        batch = Batch(given["x"], given["index"], given.get("label"))
+        with values(self.model, dict(zip(self.varied, numbers, strict=True))):
+            terms = functional_call(self.model, tensors, (batch, given["eps"]))
+        share = given["share"]
+        loss = torch.where(share > 0, terms.loss * share, 0).sum()
+        return loss, (torch.stack(list(terms)), {name: tensors[name] for name in rest})
+
+    def gradients(self, value: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Each model's gradient, terms [N, k, B] and buffers, given the values of `held` and `given`."""
+        weights = {name: value[name] for name in self.weights}
+        rest = {name: value[name] for name in self.tensors if name not in weights}
+        given = {name: value[name] for name in ("x", "index", "label", "eps", "share") if name in value}
+        numbers = [value[f"varied{j}"] for j in range(len(self.varied))]
+        found, (terms, buffers) = vmap(grad(self.loss, has_aux=True))(weights, rest, given, numbers)
+        return found, terms, buffers
+
+    def __call__(self, *flat: Tensor) -> tuple[Float[Tensor, "N k B"], Float[Tensor, " N"]]:
+        """Each model's terms and its gradient's norm, given the values of `held` and `given`; `held` are moved."""
+        value = dict(zip([*self.held, *self.given], flat, strict=True))
+        found, terms, buffers = self.gradients(value)
+        with torch.no_grad():
+            for name, v in buffers.items():
+                value[name].copy_(v)
+            norm = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in found.values()]).norm(dim=0)  # [N]
+            scale = None if self.clip is None else (self.clip / (norm + 1e-6)).clamp(max=1)
+            for j, (group, members) in enumerate(zip(self.groups, self.trained, strict=True)):
+                numbers = value["numbers"][:, j].T  # [numbers, N]
+                for name in members:
+                    g = found[name]
+                    state = {key: value[f"{name}/{key}"] for key in self.state[name]}
+                    each = (-1, *[1] * (g.dim() - 1))
+                    g = g if scale is None else scale.view(each) * g
+                    self.rule.update(value[name], g, state, numbers.reshape(len(numbers), *each), group)
+        return terms.detach(), norm
+
+    def graph(self) -> GraphModule:
+        """The step's operations, as of `Step.graph`."""
+        kept, self.model = self.model, copy.deepcopy(self.model)
+        try:
+            return traced(self, self.model, [*self.held.values(), *self.given.values()])
+        finally:
+            self.model = kept
+
+    # --- whether it is right
+
+    def check(self, works: Sequence[Work]) -> None:
+        """Raises NotImplementedError if a model's terms are not its own in the stack, or if padding does something."""
+        random = torch.Generator().manual_seed(0)
+        kept, self.model = self.model, copy.deepcopy(self.model).double()
+        B = len(self.batch.x)
+        try:
+            asked, wanted = dict[int, Asked](), list[tuple[Tensor, dict[str, Tensor]]]()
+            for i, (step, work) in enumerate(zip(self.steps, works, strict=True)):
+                x, index, label = work.batch
+                b = max(1, B - i % 2 * (B // 2))  # every other one has half a batch
+                batch = Batch(x[:b], index[:b], None if label is None else label[:b])
+                eps = torch.randn(self.samples, b, work.vae.d, generator=random, dtype=x.dtype).to(x.device)
+                asked[i] = Asked(batch, eps, step.figures(1))
+                alone = copy.deepcopy(step.model).double()
+                with torch.no_grad():
+                    terms = torch.stack(list(alone(batch._replace(x=batch.x.double()), eps.double())))
+                wanted.append((terms, dict(alone.named_buffers())))
+            self.fill(asked)
+            try:
+                exact = {k: v.double() if v.is_floating_point() else v for k, v in (self.held | self.given).items()}
+                found, terms, buffers = self.gradients(exact)
+            except NotImplementedError:
+                raise
+            except Exception as error:
+                raise NotImplementedError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            for i, (own, after) in enumerate(wanted):
+                pairs = [(terms[i, :, : own.shape[1]], own)]
+                pairs += [(buffers[name][i], v) for name, v in after.items() if buffers[name][i].shape == v.shape]
+                if not all(torch.allclose(a, b.to(a.dtype), rtol=SAME, atol=SAME, equal_nan=True) for a, b in pairs):
+                    raise NotImplementedError("a model in the stack is not the same as alone")
+            for name, g in found.items():
+                outside = torch.ones_like(g)
+                for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True)):
+                    for _, inside in windows(step.held[name], outside[i], d, max(self.ds), name):
+                        inside.zero_()
+                if bool((g * outside).any()):
+                    raise NotImplementedError("a latent dimension more would not be without effect")
+        finally:
+            self.model = kept
+            for name in ("x", "index", "label", "eps", "share"):
+                if name in self.given:
+                    self.given[name].zero_()
+
+
+def varied(models: Sequence[nn.Module], ds: Sequence[int]) -> dict[tuple[str, str], list[float]]:
+    """The numbers in which the parts of the models differ, by the part's name and the number's; those that follow from
+    d are none of them.
+
+    Raises:
+        NotImplementedError: if they differ in something that is no number.
+    """
+    seen: list[dict[tuple[str, str], Any]] = [
+        {(name.partition(" ")[0], key): value for (name, key), value in plain(model).items()} for model in models
+    ]
+    found = {}
+    for key, value in seen[0].items():
+        if any(other.keys() != seen[0].keys() for other in seen):
+            raise NotImplementedError("they have different parts")
+        numbers = [other[key] for other in seen]
+        if all(v == value for v in numbers):
+            continue
+        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):
+            raise NotImplementedError(f"they differ in {'.'.join(key)}")
+        if all(isinstance(v, int) for v in numbers) and affine(ds, numbers):
+            continue
+        found[key] = [float(v) for v in numbers]
+    return found
+
+
+def affine(ds: Sequence[int], values: Sequence[int]) -> bool:
+    """Whether the values are a d + b with one a > 0 and one b >= 0."""
+    low, high = min(ds), max(ds)
+    if low == high:
+        return False
+    v = {d: value for d, value in zip(ds, values, strict=True)}
+    a, rest = divmod(v[high] - v[low], high - low)
+    return a > 0 and not rest and all(value == v[low] + a * (d - low) for d, value in zip(ds, values, strict=True))
+
+
+def windows(own: Tensor, stacked: Tensor, d: int, D: int, name: str) -> list[tuple[Tensor, Tensor]]:
+    """Where in a padded tensor a model's own one lies: views of both, in pairs.
+
+    A size a d + b is one of `a` blocks of d, and then b others.
+
+    Raises:
+        NotImplementedError: for sizes that are not so.
+    """
+    pairs = [(own, stacked)]
+    for dim in reversed(range(own.dim())):
+        small, large = own.shape[dim], stacked.shape[dim]
+        if small == large:
+            continue
+        a, rest = divmod(large - small, D - d)
+        b = small - a * d
+        if rest or b < 0:
+            raise NotImplementedError(f"the sizes of {name} are not proportional to d")
+        blocks = [
+            (
+                u.narrow(dim, 0, a * d).unflatten(dim, (a, d)),
+                v.narrow(dim, 0, a * D).unflatten(dim, (a, D)).narrow(dim + 1, 0, d),
+            )
+            for u, v in pairs
+        ]
+        pairs = blocks + [(u.narrow(dim, a * d, b), v.narrow(dim, a * D, b)) for u, v in pairs if b]
+    return pairs
+
+
+@contextmanager
+def values(model: nn.Module, given: Mapping[tuple[str, str], object]) -> Iterator[None]:
+    """For a while, parts of a model have other values: {(part, attribute): value}."""
+    parts = [(vars(model.get_submodule(part)), key, value) for (part, key), value in given.items()]
+    before = [part[key] for part, key, _ in parts]
+    for part, key, value in parts:
+        part[key] = value
+    try:
+        yield
+    finally:
+        for (part, key, _), value in zip(parts, before, strict=True):
+            part[key] = value

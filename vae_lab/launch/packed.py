@@ -1,0 +1,235 @@
+"""The runs of a sweep that differ in numbers alone, trained as one stacked model in one process; the others as jobs."""
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vae_lab.checks import number, whole
+from vae_lab.launch import job, sweep
+from vae_lab.launch.board import Board
+from vae_lab.launch.job import Outcome
+from vae_lab.launch.plan import Cell, configs
+from vae_lab.launch.pool import TICK, Device, Job, Pool, Slot, ended, signals, stop, warm_server
+from vae_lab.launch.warm import Server, Worker
+from vae_lab.runs import record
+
+LOOK = 1.0
+"""Seconds between looks at the runs' records."""
+
+FREE = ("seed", "optimizer.lr", "trainer.max_epochs", "trainer.max_steps")
+"""Keys in which runs that are trained as one may differ; d, where a latent dimension that is not used does nothing; and
+all floats of these groups:"""
+
+FLOATS = ("encoder", "decoder", "likelihood", "objective", "prior", "posterior")
+
+ASIDE = ("paths", "logger", "check", "force", "wait")
+"""Keys that are each run's own affair."""
+
+
+class Run(NamedTuple):
+    """A run of a group, as the group's process is told of it."""
+
+    config: DictConfig
+    hydra: DictConfig  # what Hydra would know of it, if it were alone
+    command: list[str]  # that trains it alone
+    log: Path
+
+
+@final
+class Packed:
+    """Groups of runs on this machine, each group in one process; as many processes at a time as there are slots.
+
+    Args:
+        devices, threads, max_failures: see `Pool`
+        size: the most runs in a group
+        flops: on a CPU, a run whose optimiser step takes more floating-point operations than this is a job of its own:
+            its step is no slower than its arithmetic, and gains nothing
+        steps: from how many optimiser steps on, of a group's runs together, their step is compiled
+    Raises:
+        ValueError: for what is not of that kind.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device | Sequence[Device]] | None = None,
+        threads: int | None = None,
+        max_failures: int | None = None,
+        size: int = 64,
+        flops: float = 1e8,
+        steps: int = 20000,
+    ) -> None:
+        self.pool = Pool(devices, threads, max_failures)
+        self.size, self.steps = whole("hydra.launcher.size", size), whole("hydra.launcher.steps", steps, least=0)
+        self.flops = number("hydra.launcher.flops", flops, least=0)
+
+    def launch(self, config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> list[JobReturn]:
+        """Runs the sweep that Hydra has composed `config` for; the result of each cell."""
+        slots = self.pool.slots(config)
+        with warm_server(slots) as server:
+            place = partial(self.run, config, slots, server)
+            return sweep.launch(config, overrides_of_cells, len(slots), place, server.prepare)
+
+    def run(
+        self,
+        config: DictConfig,
+        slots: Sequence[Slot],
+        server: Server,
+        cells: Sequence[Cell],
+        waiting: Sequence[int],
+        inherited: list[str],
+        board: Board,
+    ) -> None:
+        """Runs the groups first, and then, as jobs of the pool, what is in none, or could not be trained in one."""
+        found = dict(zip(waiting, configs(config, [cells[i].overrides for i in waiting]), strict=True))
+        planned = {i: cfg for i, cfg in found.items() if isinstance(cfg, DictConfig)}  # all: nothing is wrong with them
+        groups = self.groups(planned, slots)
+        runs = {i: described(planned[i], cells[i], config, inherited) for group in groups for i in group}
+        self.train([{i: runs[i] for i in group} for group in groups], slots, cells, board, server)
+        rest = [i for i in waiting if i not in board.outcomes]
+        if rest and board.signal is None:
+            self.pool.run(slots, cells, rest, inherited, board, server)
+
+    def groups(self, runs: dict[int, DictConfig], slots: Sequence[Slot]) -> list[list[int]]:
+        """The runs that are to be trained as one, by their numbers: at least two in each."""
+        alike: dict[str, list[int]] = {}
+        for i, cfg in runs.items():
+            if (kind := kind_of(cfg)) is not None:
+                alike.setdefault(kind, []).append(i)
+        found = []
+        for members in alike.values():
+            if slots[0].devices is None and flops(runs[members[0]]) > self.flops:
+                continue
+            n = max(-(-len(members) // self.size), min(len(slots), len(members) // 2))  # groups
+            found += [members[k::n] for k in range(n) if len(members[k::n]) > 1] if n else []
+        return found
+
+    def train(
+        self,
+        groups: Sequence[Mapping[int, Run]],
+        slots: Sequence[Slot],
+        cells: Sequence[Cell],
+        board: Board,
+        server: Server,
+    ) -> None:
+        """Runs the groups, each in a process; tells the board what the runs' records say.
+
+        What a process has left undone, though nothing ended it, is not told: the pool tries it alone.
+        """
+        queue, free, running = list(groups), list(slots), dict[int, Job]()
+        members = {min(group): group for group in groups}
+
+        def look(key: int, status: int | None) -> None:
+            for i in members[key]:
+                if i in board.running and (how := outcome(cells[i], status)) is not None:
+                    board.end(i, how)
+
+        with signals() as arrived:
+            try:
+                while (queue or running) and not arrived:
+                    if self.pool.max_failures and board.failures() >= self.pool.max_failures:
+                        queue = []
+                    while queue and free:
+                        group, slot = queue.pop(0), free.pop(0)
+                        running[min(group)] = Job(slot, self.start(group, slot, server))
+                        for i in group:
+                            board.start(i, f"{slot}, packed with {len(group) - 1} others")
+                    until = time.monotonic() + LOOK
+                    while time.monotonic() < until and not arrived and not ended(running):
+                        time.sleep(TICK)
+                    for key in running:
+                        look(key, None)
+                    for key, status in ended(running):
+                        look(key, status)
+                        free.append(running.pop(key).slot)
+                        for i in members[key]:
+                            board.running.pop(i, None)
+            finally:  # interrupted, or an error of ours: no process outlives the sweep
+                stop(running, arrived)
+                for key, status in ended(running):
+                    look(key, status)
+        board.signal = arrived[0] if arrived else None
+
+    def start(self, group: Mapping[int, Run], slot: Slot, server: Server) -> Worker:
+        """The process of a group, begun."""
+        runs = list(group.values())
+        runs[0].log.parent.mkdir(parents=True, exist_ok=True)  # where it says what is no run's affair
+        arguments = runs, self.steps, runs[0].config.engine.cache
+        return server.start(work, arguments, runs[0].log, job.environment(slot.devices, slot.threads))
+
+
+def work(runs: Sequence[Run], steps: int, cache: str | None) -> int:
+    """What the process of a group does: see `together.work`."""
+    from vae_lab.launch import together  # torch
+
+    return together.work(runs, steps, cache)
+
+
+def outcome(cell: Cell, status: int | None) -> Outcome | None:
+    """How a run of a group has ended, given its process's exit status (None: it goes on); None: it has not."""
+    state = record.state(cell.folder)
+    if state in ("finished", "failed"):
+        return job.outcome(cell.folder, 0 if state == "finished" else 1)
+    return job.outcome(cell.folder, status) if status else None
+
+
+def described(cfg: DictConfig, cell: Cell, config: DictConfig, inherited: list[str]) -> Run:
+    """The run that `cfg` describes, a cell of the sweep that Hydra has composed `config` for."""
+    cfg.paths.run = cell.folder
+    if cfg.logger and "settings" in cfg.logger:
+        with open_dict(cfg):
+            cfg.logger.settings.reinit = "create_new"  # each run of the process has a W&B run of its own
+    alone = OmegaConf.create({"hydra": copy.deepcopy(config.hydra)})
+    OmegaConf.set_readonly(alone.hydra, False)
+    alone.hydra.overrides.task = list(cell.overrides)
+    alone.hydra.mode = "RUN"
+    alone.hydra.runtime.output_dir = cell.folder
+    return Run(cfg, alone, job.command([*inherited, *cell.overrides]), Path(cell.folder).absolute() / job.LOG)
+
+
+def kind_of(cfg: DictConfig) -> str | None:
+    """Equal for runs that may be trained as one; None for one that is trained alone."""
+    trainer = cfg.trainer
+    if cfg.engine._target_.endswith(".Eager") or cfg.encoder._target_.endswith(".Free"):
+        return None
+    if trainer.precision not in (32, "32", "32-true") or trainer.get("num_nodes", 1) != 1:
+        return None
+    if trainer.devices not in ("auto", 1) or trainer.strategy not in ("auto",):
+        return None
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    for key in (*FREE, "d") if unused_d(cfg) else FREE:
+        *above, name = key.split(".")
+        node: Any = plain
+        for part in above:
+            node = node[part]
+        node.pop(name, None)
+    for key in ASIDE:
+        plain.pop(key, None)
+    plain["callbacks"].pop("pruning", None)
+    for group in FLOATS:
+        plain[group] = {k: "float" if isinstance(v, float) else v for k, v in plain[group].items()}
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
+def unused_d(cfg: DictConfig) -> bool:
+    """Whether a latent dimension without weights and noise does nothing, so that d may differ: where the KL is in
+    closed form (16), and all of it counts. `Stack` tries whether it is so."""
+    objective = cfg.objective
+    elbo = objective._target_.endswith(".Elbo") and (objective.kl, objective.gradient) == ("analytic", "plain")
+    plain = cfg.posterior._target_.endswith(".Diagonal") and cfg.prior._target_.endswith(".StandardNormal")
+    return elbo and plain and not objective.free_bits
+
+
+def flops(cfg: DictConfig) -> float:
+    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum."""
+    from vae_lab.commands import training  # torch
+
+    vae = training.build_vae(OmegaConf.create(cfg))
+    return 6.0 * cfg.sampling.batch_size * sum(p.numel() for p in vae.parameters())
