@@ -187,6 +187,12 @@ def test_what_is_in_no_group_is_a_job_of_the_pool():
     assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout and "packed" not in done.stdout
 
 
+def test_the_sweeps_flag_may_stand_between_overrides():
+    done = command(str(ROOT / "scripts" / "train.py"), "d=0", "-m", "seed=1,2", "logger=none")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "cell 1 of 2 (d=0 seed=1 logger=none): d must be a whole number >= 1, got 0" in done.stderr
+
+
 def started(*words):
     words = ["-m", *words, "hydra/launcher=packed"]
     return subprocess.Popen(

@@ -34,7 +34,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Runs a command; exits 1 on a user's mistake."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     as_typed = sys.argv
-    sys.argv = [sys.argv[0], *arguments]
+    # Hydra takes overrides from one side of -m only
+    sys.argv = [sys.argv[0], *sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))]
     register_resolvers()
     try:
         with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises what it finds wrong, instead of printing it

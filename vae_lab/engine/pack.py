@@ -18,7 +18,7 @@ from torch import Tensor
 from vae_lab.engine.engines import Call, Engine, Replay, Stepper, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Step, Stepped, Work
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Terms
 
 Room = Callable[[], AbstractContextManager[None]]
 """What a run's code runs in: entered whenever the run goes on, left whenever it stands still."""
@@ -154,7 +154,7 @@ class Member(Engine):
         except NotImplementedError as error:
             work.tell(f"engine: not packed, as {error}")
             return eager
-        self.work, self.eager, self.t = work, eager, work.taken
+        self.work, self.t = work, work.taken
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
         self.wait()
@@ -165,7 +165,7 @@ class Member(Engine):
         """A step, whose results are there when `finish` has returned."""
         self.t += 1
         x = batch.x
-        stepped = Stepped(x.new_empty(4, len(x)), x.new_empty(()))
+        stepped = Stepped(x.new_empty(len(Terms._fields), len(x)), x.new_empty(()))
         self.due.append(Due(Asked(batch, eps, self.mine.figures(self.t)), stepped))
         return stepped
 

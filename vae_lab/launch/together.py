@@ -38,6 +38,7 @@ def work(runs: Sequence[Run], steps: int, cache: str | None) -> int:
 
     def note(number: int, frame: FrameType | None) -> None:
         told.append(number)
+        attend()  # a run that cannot be stacked does not come back between its steps
 
     def attend() -> None:
         for preemption in preemptions if told else ():
