@@ -384,7 +384,7 @@ def test_floats_to_binarise_lie_in_the_unit_interval(preprocessing, value):
 def order(sampling, epoch=0, seed=0, n=1000) -> list[int]:
     indices = Indices(n, sampling.batch_size, torch.device("cpu"), sampling, seed)
     indices.set_epoch(epoch)
-    return torch.cat(list(indices)).tolist()
+    return indices.order().tolist()
 
 
 @pytest.mark.parametrize("kind", [Shuffled, WithReplacement])

@@ -1,6 +1,7 @@
 """The engines: whichever makes the steps, a run comes to the same, and goes on from where another left it."""
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, priors, schedules
 from vae_lab.engine import engines
+from vae_lab.engine.elementary import quickened, tanh
 from vae_lab.engine.engines import Auto, Compiled, Eager
 from vae_lab.engine.step import Scored, Step, Stepped, Work
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Block
 from vae_lab.objectives import Elbo, Iwae, NoteEq20
 from vae_lab.vae import VAE
 
@@ -70,22 +72,27 @@ def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=Fa
         return Stepped(torch.stack([v.detach() for v in terms]), total)
 
     [example] = batches(1, labels=labels, dtype=dtype)
-    step = engine.start(Work(vae, objective, optimizer, clip, example, steps, 0, None, told), eager)
+    make_steps = engine.start(Work(vae, objective, optimizer, clip, example, steps, 0, None, told), eager)
     if isinstance(engine, Compiled):
-        assert isinstance(step, engines.CompiledStep)
-    noise, found = torch.Generator().manual_seed(seed), []
-    for t, batch in enumerate(batches(steps, labels=labels, dtype=dtype)):
-        if t % 7 == 6:  # an epoch's last
-            batch = Batch(batch.x[:4], batch.index[:4], None if batch.label is None else batch.label[:4])
-        eps = torch.randn(objective.samples, len(batch.x), vae.d, generator=noise, dtype=dtype)
-        found.append(step(batch, eps, True))
-        if t % 3 == 2:
-            engine.finish()
-        if schedule:
-            schedule.step()
-    engine.finish()
-    terms, norms = zip(*found, strict=True)
+        assert isinstance(make_steps, engines.CompiledSteps)
+    noise, terms, norms = torch.Generator().manual_seed(seed), [], []
+    left, sizes = list(batches(steps, labels=labels, dtype=dtype)), itertools.cycle((4, 3))
+    while left:
+        some, left = cut(left, next(sizes))
+        rows = Batch(*(torch.cat(v) for v in zip(*some, strict=True) if v[0] is not None))
+        block = Block(rows, B)
+        if len(some) == 4:  # an epoch's last batch is smaller
+            block = Block(Batch(*(v[: 3 * B + 4] for v in rows if v is not None)), B)
+        eps = [torch.randn(objective.samples, len(b.x), vae.d, generator=noise, dtype=dtype) for b in block]
+        found = make_steps(block, eps, schedule.step if schedule else lambda: None, True)
+        terms += [t for t, _ in found]
+        norms.append(found[-1].norm)
     return torch.cat(terms, 1), torch.stack(norms), Scored(vae, objective), optimizer
+
+
+def cut(some, n):
+    """The first n, and the rest."""
+    return some[:n], some[n:]
 
 
 def same(one, other, rtol):
@@ -244,7 +251,8 @@ def refused(vae=None, objective=ELBO, optimizer=adam, engine=None, **more):
     def eager(batch, eps, norm):
         raise AssertionError
 
-    assert (engine or Compiled(None, interpreted)).start(work._replace(**more), eager) is eager
+    made = (engine or Compiled(None, interpreted)).start(work._replace(**more), eager)
+    assert isinstance(made, engines.OneByOne) and made.step is eager
     [line] = lines
     assert "\n" not in line and line.startswith("engine: eager, as ")
     return line
@@ -521,7 +529,10 @@ def test_compiled_losses_are_the_eager_ones(names, tmp_path):
     worst = dict.fromkeys(cover, 0.0)
     for t, batch in enumerate(batches(steps), 1):
         eps = [torch.randn(work.objective.samples, B, D, generator=noise) for work in works]
-        given = [(step.numbers(t), batch.x, batch.index, e) for step, e in zip(together.steps, eps, strict=True)]
+        given = [
+            (step.numbers([step.figures(t)])[0], batch.x, batch.index, e)
+            for step, e in zip(together.steps, eps, strict=True)
+        ]
         for name, work, e, (terms, norm) in zip(cover, eager, eps, together(given), strict=True):
             its = work.objective(work.vae, batch, e)
             work.optimizer.zero_grad()
@@ -587,3 +598,18 @@ def test_cuda_graphs_make_the_eager_steps(capsys):
     assert "engine: compiled, in " in capsys.readouterr().out and lit.step.call.graph is not None
     for key, value in trained[0].items():
         torch.testing.assert_close(trained[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_quick_tanh_is_tanh():
+    x = torch.cat([torch.linspace(-20, 20, 400_001), torch.logspace(-38, 0, 100_001), torch.tensor([0.0, torch.inf])])
+    found, exact = tanh(x), x.double().tanh()
+    assert ((found - exact).abs() <= 4e-7 * exact.abs()).all() and (found.abs() <= 1).all()
+    assert tanh(torch.tensor(torch.nan)).isnan()
+
+
+def test_the_quick_tanh_is_taken_for_float32_alone():
+    for dtype, kept in (torch.float32, 0), (torch.float64, 1):
+        x = torch.randn(5, dtype=dtype)
+        graph = quickened(make_fx(lambda x: 2 * (x + 1).tanh(), tracing_mode="fake")(x))
+        assert len(graph.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)) == kept
+        torch.testing.assert_close(graph(x), 2 * (x + 1).tanh(), rtol=4e-7 + torch.finfo(dtype).eps, atol=0)

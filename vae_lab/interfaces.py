@@ -5,8 +5,10 @@ d latent dimensions, `*shape` one datum, `*eta` what a decoder makes of one z. P
 they are given the label too (Doersch 2016, section 3).
 """
 
+import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, final
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,6 +22,36 @@ class Batch(NamedTuple):
     x: Float[Tensor, "B *shape"]
     index: Int[Tensor, " B"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     label: Int[Tensor, " B"] | None = None
+
+
+@final
+class Block:
+    """Consecutive batches of a pass over the data, one behind another in the same tensors. It is nothing that Lightning
+    would search for tensors, which takes longer than a step of a small model.
+
+    Args:
+        rows: the data of all
+        size: of each batch but the last, which may have fewer
+    """
+
+    __slots__ = ("rows", "size")
+
+    def __init__(self, rows: Batch, size: int) -> None:
+        self.rows, self.size = rows, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows.x) / self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for some in zip(*(v.split(self.size) for v in self.rows if v is not None), strict=True):
+            yield Batch(*some)
+
+    def at(self, k: int) -> tuple["Block", "Block"]:
+        """The first k batches, and the rest."""
+        n = k * self.size
+        x, index, label = self.rows
+        first = Batch(x[:n], index[:n], None if label is None else label[:n])
+        return Block(first, self.size), Block(Batch(x[n:], index[n:], None if label is None else label[n:]), self.size)
 
 
 class Terms(NamedTuple):

@@ -20,7 +20,7 @@ from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per
 from vae_lab.engine.engines import Eager, Engine
 from vae_lab.engine.step import Stepped, Work
 from vae_lab.evaluation.refinement import fitted
-from vae_lab.interfaces import Batch, Terms
+from vae_lab.interfaces import Batch, Block, Terms
 from vae_lab.metrics import Moments, bits_per_dim
 from vae_lab.objectives import Objective
 from vae_lab.seeds import generator, seed_of
@@ -136,7 +136,7 @@ class LitVAE(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.resumed is not None:
             self.resume(self.resumed)
-        self.step = self.engine.start(self.work(), self.eager_step)
+        self.make_steps = self.engine.start(self.work(), self.eager_step)
         if self.engine.seconds:
             self.log_numbers({"train/compile_seconds": self.engine.seconds})
         self.started = perf_counter() - self.seconds
@@ -148,7 +148,7 @@ class LitVAE(pl.LightningModule):
             obstacle = f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
         elif torch.is_anomaly_enabled():
             obstacle = "trainer.detect_anomaly looks inside a step"
-        [batch] = self.inputs([self.trainer.train_dataloader.feed.example()])  # type: ignore[union-attr]
+        batch = self.precise(self.trainer.train_dataloader.feed.example())  # type: ignore[union-attr]
         optimizer, steps, taken = self.trainer.optimizers[0], self.steps(), self.global_step
 
         def tell(line: str) -> None:
@@ -157,9 +157,9 @@ class LitVAE(pl.LightningModule):
 
         return Work(self.vae, self.objective, optimizer, self.clip, batch, steps, taken, obstacle, tell)
 
-    def inputs(self, batches: Iterable[Batch]) -> list[Batch]:
-        """The batches in the trainer's precision."""
-        return list(batches) if self.native else self.trainer.precision_plugin.convert_input(list(batches))
+    def precise(self, rows: Batch) -> Batch:
+        """Data in the trainer's precision."""
+        return rows if self.native else self.trainer.precision_plugin.convert_input(rows)
 
     def on_train_epoch_start(self) -> None:
         self.images, self.started = 0, perf_counter()
@@ -196,29 +196,32 @@ class LitVAE(pl.LightningModule):
         else:
             torch.set_rng_state(position["torch"])
 
-    def training_step(self, block: Iterable[Batch], block_idx: int) -> None:
-        batches, found = self.inputs(block), list[Stepped]()
+    def training_step(self, block: Block, block_idx: int) -> None:
         before, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
+        if 0 <= self.trainer.max_steps < before + len(block):
+            block, logs = block.at(self.trainer.max_steps - before)[0], False
+        block = Block(self.precise(block.rows), block.size)
         schedule, optimizer = self.lr_schedulers(), self.first_optimizer()
         assert not isinstance(schedule, list)
-        for step, batch in enumerate(batches, before):
-            if step == self.trainer.max_steps:
-                break
-            found.append(self.step(batch, self.draw(batch, self.noise), logs and batch is batches[-1]))
+
+        def advance() -> None:
             if self.needs_lightning is None:
                 optimizer._on_before_step()  # Lightning counts its steps here, and there
                 optimizer._on_after_step()
             if schedule is not None:
                 schedule.step()
-            self.images += len(batch.x)
-        self.engine.finish()
+
+        eps = [self.draw(batch, self.noise) for batch in block]
+        found = self.make_steps(block, eps, advance, logs)
+        self.images += len(block.rows.x)
         self.account([terms for terms, _ in found], before)
         self.seconds = perf_counter() - self.started
         terms, norm = found[-1]
-        if logs and norm is not None and len(found) == len(batches):
+        if logs and norm is not None:
             total = terms.sum(1) if self.alone else self.trainer.strategy.reduce(terms.sum(1), reduce_op="sum")
-            values = {f"train/{name}_step": v for name, v in named(total / len(batches[-1].x)).items()}
+            B = len(block.rows.x) - (len(block) - 1) * block.size
+            values = {f"train/{name}_step": v for name, v in named(total / B).items()}
             self.log_step(values | {"train/grad_norm": norm})
 
     def first_optimizer(self) -> LightningOptimizer:

@@ -1,8 +1,7 @@
-"""Batches of data that are already in memory, on their device: no workers, no collating, one gather for each."""
+"""Batches of data that are already in memory, on their device: no workers, no collating, one gather for many."""
 
 import math
 from collections.abc import Iterator
-from itertools import islice
 from typing import final
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Block
 from vae_lab.seeds import generator
 
 
 @final
 class Indices:
-    """The indices of each batch of an epoch: 0 .. n - 1 in order, or, given a `sampling`, its draw of (seed, epoch)."""
+    """Which data make up the batches of an epoch: 0 .. n - 1 in order, or, given a `sampling`, its draw of
+    (seed, epoch)."""
 
     def __init__(
         self, n: int, batch_size: int, device: torch.device, sampling: Sampling | None = None, seed: int = 0
@@ -33,15 +33,12 @@ class Indices:
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
 
-    def __iter__(self) -> Iterator[Int[Tensor, " B"]]:
+    def order(self) -> Int[Tensor, " n"]:
+        """The indices of the epoch, batch after batch."""
         if self.sampling is None:
-            order = torch.arange(self.n)
-        else:
-            # Drawn on the CPU whatever the device, so that every device visits the same data.
-            order = self.sampling.order(self.n, generator("cpu", self.seed, "order", self.epoch))
-        order = order.to(self.device)
-        for start in range(0, self.n, self.batch_size):
-            yield order[start : start + self.batch_size]
+            return torch.arange(self.n, device=self.device)
+        # Drawn on the CPU whatever the device, so that every device visits the same data.
+        return self.sampling.order(self.n, generator("cpu", self.seed, "order", self.epoch)).to(self.device)
 
 
 @final
@@ -89,47 +86,38 @@ class Feed:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        for block in self.blocks(1):
+            yield from block
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """The same, `size` batches at a time, and the rest at the end."""
         # This runs when the first batch is asked for: Lightning sets the epoch between `iter` and that.
-        epoch = self.sampler.epoch
+        epoch, B = self.sampler.epoch, self.sampler.batch_size
         served = self.state["served"] if self.resumed and self.state["epoch"] == epoch else 0
         self.resumed = False
-        for step, index in enumerate(self.sampler):
-            if step < served:
-                continue
-            batch = self._batch(index, epoch, step)
-            self.state = {"epoch": epoch, "served": step + 1}
-            yield batch
+        order = self.sampler.order()
+        for step in range(served, len(self), size):
+            rows = self._rows(order[step * B : (step + size) * B], epoch, step)
+            self.state = {"epoch": epoch, "served": min(step + size, len(self))}
+            yield Block(rows, B)
 
     def example(self) -> Batch:
         """A batch of the size of all but an epoch's last. It is taken from no pass, and is no part of one."""
         n, size = self.sampler.n, self.sampler.batch_size
-        return self._batch(torch.arange(min(n, size), device=self.sampler.device), 0, 0)
+        return self._rows(torch.arange(min(n, size), device=self.sampler.device), 0, 0)
 
-    def _batch(self, index: Int[Tensor, " B"], epoch: int, step: int) -> Batch:
+    def _rows(self, index: Int[Tensor, " B"], epoch: int, step: int) -> Batch:
+        """Those of some batches, of which the first is number `step`."""
         x = self.x.index_select(0, index)
         if self.redraw is not None:
-            x = self.redraw(x, epoch, step)
+            parts = enumerate(x.split(self.sampler.batch_size), step)
+            x = torch.cat([self.redraw(pixels, epoch, number) for number, pixels in parts])
         return Batch(x, index, None if self.label is None else self.label.index_select(0, index))
 
 
 @final
-class Block:
-    """Some batches. Unlike a list, it is nothing that Lightning would search for tensors, which takes longer than a
-    step of a small model."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-
-@final
 class Blocks:
-    """A feed's batches, `size` at a time, and the rest at the end: what a training step of LitVAE takes."""
+    """A feed's batches by the block: what a training step of LitVAE takes."""
 
     def __init__(self, feed: Feed, size: int) -> None:
         self.feed, self.size = feed, size
@@ -148,6 +136,4 @@ class Blocks:
         return math.ceil(len(self.feed) / self.size)
 
     def __iter__(self) -> Iterator[Block]:
-        batches = iter(self.feed)
-        while some := list(islice(batches, self.size)):
-            yield Block(some)
+        return self.feed.blocks(self.size)

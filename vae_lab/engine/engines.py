@@ -10,21 +10,17 @@ from time import perf_counter
 from typing import final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 
 from vae_lab.checks import whole
-from vae_lab.engine.step import Step, Stepped, Work
-from vae_lab.interfaces import Batch
+from vae_lab.engine.elementary import quickened
+from vae_lab.engine.step import Advance, Step, Stepped, Stepper, Steps, Work
+from vae_lab.interfaces import Block
 
 Call = Callable[..., Sequence[Tensor]]
 """A graph that can be called."""
-
-
-Stepper = Callable[[Batch, Tensor, bool], Stepped]
-"""Makes an optimiser step on a batch with noise [V, B, d]; the third: whether the gradient's norm is wanted."""
 
 
 class Engine(ABC):
@@ -34,27 +30,20 @@ class Engine(ABC):
     """Spent on compiling."""
 
     @abstractmethod
-    def start(self, work: Work, eager: Stepper) -> Stepper:
+    def start(self, work: Work, eager: Stepper) -> Steps:
         """What makes the steps of `work`, whose state is what it is when this is called.
 
         Args:
             eager: makes a step one operation after another
         """
 
-    @abstractmethod
-    def finish(self) -> None:
-        """Returns when the steps that were asked for are made."""
-
 
 @final
 class Eager(Engine):
     """One operation after another, as they are written."""
 
-    def start(self, work: Work, eager: Stepper) -> Stepper:
-        return eager
-
-    def finish(self) -> None:
-        pass
+    def start(self, work: Work, eager: Stepper) -> Steps:
+        return OneByOne(eager)
 
 
 @final
@@ -75,10 +64,10 @@ class Compiled(Engine):
         self.cache, self.compiler = cache, compiler or inductor
         self.seconds = 0.0
 
-    def start(self, work: Work, eager: Stepper) -> Stepper:
+    def start(self, work: Work, eager: Stepper) -> Steps:
         if work.obstacle is not None:
             work.tell(f"engine: eager, as {work.obstacle}")
-            return eager
+            return OneByOne(eager)
         start = perf_counter()
         try:
             with cache_folder(self.cache):
@@ -91,13 +80,10 @@ class Compiled(Engine):
         except Exception as error:  # whatever it is, the run can be made
             reason = str(error) if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {error}"
             work.tell(f"engine: eager, as compiling is not possible: {' '.join(reason.split())[:400]}")
-            return eager
+            return OneByOne(eager)
         self.seconds = perf_counter() - start
         work.tell(f"engine: compiled, in {self.seconds:.1f} s")
-        return CompiledStep(step, call, eager, work)
-
-    def finish(self) -> None:
-        pass
+        return CompiledSteps(step, call, eager, work)
 
 
 @final
@@ -116,36 +102,59 @@ class Auto(Engine):
     def __init__(self, steps: int, cache: str | None) -> None:
         self.steps, self.compiled = whole("steps", steps), Compiled(cache)
 
-    def start(self, work: Work, eager: Stepper) -> Stepper:
+    def start(self, work: Work, eager: Stepper) -> Steps:
         if work.steps < self.steps:
             work.tell(f"engine: eager, as compiling repays from {self.steps:,} steps on, and these are {work.steps:,}")
-            return eager
+            return OneByOne(eager)
         made = self.compiled.start(work, eager)
         self.seconds = self.compiled.seconds
         return made
 
-    def finish(self) -> None:
-        pass
+
+@final
+class OneByOne:
+    """Makes the steps of a block by one that makes a step."""
+
+    def __init__(self, step: Stepper) -> None:
+        self.step = step
+
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
+        found, last = list[Stepped](), len(eps) - 1
+        for k, (batch, noise) in enumerate(zip(block, eps, strict=True)):
+            found.append(self.step(batch, noise, norm and k == last))
+            advance()
+        return found
 
 
 @final
-class CompiledStep:
+class CompiledSteps:
     """Makes steps by a compiled `Step`; those of another batch size eagerly."""
 
     def __init__(self, step: Step, call: Call, eager: Stepper, work: Work) -> None:
-        self.step, self.eager, self.t = step, eager, work.taken
-        self.held, self.shape = list(step.held.values()), work.batch.x.shape
+        self.step, self.eager, self.t = step, OneByOne(eager), work.taken
+        self.held, self.B = list(step.held.values()), len(work.batch.x)
         self.call = Replay(call, self.held) if work.batch.x.device.type == "cuda" else call
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
-    def __call__(self, batch: Batch, eps: Float[Tensor, "V B d"], norm: bool) -> Stepped:
-        self.t += 1
-        if batch.x.shape != self.shape:
-            return self.eager(batch, eps, norm)
-        given = self.step.numbers(self.t), batch.x, batch.index, *([] if batch.label is None else [batch.label]), eps
-        with torch.no_grad():
-            return Stepped(*self.call(*self.held, *given))
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
+        full = len(block.rows.x) // self.B
+        some, rest = block.at(full)
+        figures = []
+        for _ in range(full):
+            self.t += 1
+            figures.append(self.step.figures(self.t))
+            advance()
+        found = list[Stepped]()
+        if full:
+            with torch.no_grad():
+                for numbers, batch, noise in zip(self.step.numbers(figures).unbind(), some, eps, strict=False):
+                    given = (numbers, *(v for v in batch if v is not None), noise)
+                    found.append(Stepped(*self.call(*self.held, *given)))
+        if len(rest):
+            self.t += len(rest)
+            found += self.eager(rest, eps[full:], advance, norm)
+        return found
 
 
 @final
@@ -183,6 +192,7 @@ def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
     if given[0].device.type == "cpu":
         # its layouts cost convolutions more than they win
         options |= {"cpp_wrapper": True, "layout_optimization": False}
+        graph = quickened(graph)
     return compile(graph, [*given], options=options)
 
 

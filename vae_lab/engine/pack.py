@@ -4,7 +4,6 @@ Each run is a fit of its own, by a Trainer of its own, in a greenlet of its own:
 steps, until those of all have been made. So callbacks, checkpoints, logs and failures are each run's alone.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
@@ -12,23 +11,28 @@ from typing import NamedTuple, final
 
 import torch
 from greenlet import getcurrent, greenlet
-from jaxtyping import Float
 from torch import Tensor
 
-from vae_lab.engine.engines import Call, Engine, Replay, Stepper, cache_folder, check_compiler, inductor
+from vae_lab.engine.engines import Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
-from vae_lab.engine.step import Step, Stepped, Work
-from vae_lab.interfaces import Batch, Terms
+from vae_lab.engine.step import Advance, Step, Stepped, Stepper, Steps, Work
+from vae_lab.interfaces import Block
 
 Room = Callable[[], AbstractContextManager[None]]
 """What a run's code runs in: entered whenever the run goes on, left whenever it stands still."""
 
 
 class Due(NamedTuple):
-    """A step that was asked for, and where its results go."""
+    """Steps that were asked for, and where what is known of them goes."""
 
     asked: Asked
-    stepped: Stepped
+    found: list[Stepped]
+
+    def at(self, k: int) -> tuple["Due", "Due"]:
+        """The first k steps, and the rest."""
+        (block, eps, figures), found = self.asked, self.found
+        first, rest = block.at(k)
+        return Due(Asked(first, eps[:k], figures[:k]), found), Due(Asked(rest, eps[k:], figures[k:]), found)
 
 
 @final
@@ -67,14 +71,13 @@ class Pack:
             self.start(together)
             while 2 * len(together) > len(self.slots):
                 for member in together:
-                    if not member.due:
+                    if member.due is None:
                         member.go_on()
                 together = [member for member in together if not member.over]
                 self.attend()
                 if not together:
                     return
-                for _ in range(min(len(member.due) for member in together)):
-                    self.step(together)
+                self.step(together)
                 assert self.stack is not None
                 self.stack.pull([self.slots[member] for member in together])
             # half of them are done: the others are stacked anew
@@ -105,17 +108,23 @@ class Pack:
             member.said = f"packed with {len(together) - 1} other runs, {how}"
 
     def step(self, together: Sequence["Member"]) -> None:
-        """Makes one step of each run."""
-        stack = self.stack
+        """Makes as many steps of each run as all have asked for."""
+        stack, dues = self.stack, dict[int, Due]()
         assert stack is not None
-        dues = {self.slots[member]: member.due.popleft() for member in together}
-        stack.fill({i: due.asked for i, due in dues.items()})
+        K = min(len(member.due.asked.eps) for member in together if member.due is not None)
+        for member in together:
+            due = member.due
+            assert due is not None
+            more = len(due.asked.eps) > K
+            dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
         with torch.no_grad():
-            terms, norm = self.call(*self.held, *stack.given.values())
-            for i, (_, stepped) in dues.items():
-                stepped.terms.copy_(terms[i, :, : stepped.terms.shape[1]])
-                assert stepped.norm is not None
-                stepped.norm.copy_(norm[i])
+            made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
+            terms, norms = (torch.stack(list(found)) for found in zip(*made, strict=True))  # [K, N, k, B], [K, N]
+        for i, (asked, found) in dues.items():
+            b = len(asked.block.rows.x) - (K - 1) * len(stack.batch.x)  # of the last batch
+            own = [*terms[:, i].unbind()]
+            own[-1] = own[-1][:, :b]
+            found += map(Stepped, own, norms[:, i].unbind())
 
 
 @final
@@ -126,7 +135,7 @@ class Member(Engine):
         self.room = room
         self.seconds, self.alone, self.said = 0.0, False, ""
         self.work: Work | None = None
-        self.due: deque[Due] = deque()
+        self.due: Due | None = None
         self.greenlet = greenlet(lambda: run(self))
 
     @property
@@ -145,30 +154,30 @@ class Member(Engine):
         assert hub is not None
         hub.switch()
 
-    def start(self, work: Work, eager: Stepper) -> Stepper:
+    def start(self, work: Work, eager: Stepper) -> Steps:
         if work.obstacle is not None:
             work.tell(f"engine: not packed, as {work.obstacle}")
-            return eager
+            return OneByOne(eager)
         try:
             self.mine = Step(work)
         except NotImplementedError as error:
             work.tell(f"engine: not packed, as {error}")
-            return eager
+            return OneByOne(eager)
         self.work, self.t = work, work.taken
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
         self.wait()
         work.tell(f"engine: {self.said}")
-        return eager if self.alone else self.ask
+        return OneByOne(eager) if self.alone else self.ask
 
-    def ask(self, batch: Batch, eps: Float[Tensor, "V B d"], norm: bool) -> Stepped:
-        """A step, whose results are there when `finish` has returned."""
-        self.t += 1
-        x = batch.x
-        stepped = Stepped(x.new_empty(len(Terms._fields), len(x)), x.new_empty(()))
-        self.due.append(Due(Asked(batch, eps, self.mine.figures(self.t)), stepped))
-        return stepped
-
-    def finish(self) -> None:
-        while self.due:
+    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
+        """Has the steps made with those of the others."""
+        figures, found = [], list[Stepped]()
+        for _ in eps:
+            self.t += 1
+            figures.append(self.mine.figures(self.t))
+            advance()
+        self.due = Due(Asked(block, eps, figures), found)
+        while self.due is not None:
             self.wait()
+        return found

@@ -43,7 +43,7 @@ class AdamRule(Rule):
 
     def numbers(self, group: Group, t: int) -> tuple[float, ...]:
         (beta1, beta2), lr = group["betas"], group["lr"]
-        return lr / (1 - beta1**t), math.sqrt(1 - beta2**t), 1 - lr * group["weight_decay"]
+        return lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t), 1 - lr * group["weight_decay"]
 
     def begin(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         t = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -61,7 +61,7 @@ class AdamRule(Rule):
         m = state["exp_avg"].lerp_(g, 1 - beta1)
         v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         # p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
-        p.sub_(rate * (m / (v.sqrt() / root + group["eps"])))
+        p.sub_(rate * (m / (v.sqrt() * root + group["eps"])))
 
 
 @final

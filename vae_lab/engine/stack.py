@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx import GraphModule
 
-from vae_lab.engine.step import Step, Work, plain, traced
-from vae_lab.interfaces import Batch
+from vae_lab.engine.step import Figures, Step, Work, plain, traced
+from vae_lab.interfaces import Batch, Block
 
 SAME = 1e-9
 """How far, relative to its size, a term that is computed in the stack may be from the model's own, both in float64:
@@ -20,11 +20,11 @@ far above what rounding does, far below what another formula would."""
 
 
 class Asked(NamedTuple):
-    """An optimiser step that a model wants to make."""
+    """The optimiser steps of a block that a model wants to make."""
 
-    batch: Batch
-    eps: Float[Tensor, "V B d"]
-    figures: Sequence[Sequence[float]]  # of each group of parameters, for the optimiser's rule
+    block: Block
+    eps: Sequence[Float[Tensor, "V B d"]]  # of each step
+    figures: Sequence[Figures]  # of each step
 
 
 @final
@@ -66,7 +66,7 @@ class Stack:
             for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True))
         ]
         self.push()
-        self.given = self.blank()
+        self.blank(1)
         self.check(works)
 
     # --- between the models' own tensors and the stack
@@ -83,51 +83,55 @@ class Stack:
         with torch.no_grad():
             torch._foreach_copy_([v.detach() for v in own], stacked)
 
-    # --- what a step is given
+    # --- what steps are given
 
-    def blank(self) -> dict[str, Tensor]:
-        """What a step is given besides `held`, without values yet."""
+    def blank(self, K: int) -> None:
+        """Makes room for what K steps are given besides `held`: in `room`, for all of them in turn, and in `given`, the
+        first one's; `turns` has the views of each."""
         N, (x, index, label), B = len(self.steps), self.batch, len(self.batch.x)
-        numbers = self.steps[0].numbers(1)
-        given = {
-            "numbers": numbers.new_zeros(N, *numbers.shape),
-            "x": x.new_zeros(N, *x.shape),
-            "index": index.new_zeros(N, B),
-            "label": None if label is None else label.new_zeros(N, B),
-            "eps": x.new_zeros(N, self.samples, B, max(self.ds)),
-            "share": x.new_zeros(N, B),
+        numbers = self.steps[0].numbers([self.steps[0].figures(1)])
+        room = {
+            "numbers": numbers.new_zeros(K, N, *numbers.shape[1:]),
+            "x": x.new_zeros(K, N, *x.shape),
+            "index": index.new_zeros(K, N, B),
+            "label": None if label is None else label.new_zeros(K, N, B),
+            "eps": x.new_zeros(K, N, self.samples, B, max(self.ds)),
+            "share": x.new_zeros(K, N, B),
         }
-        given |= {f"varied{j}": x.new_tensor(values) for j, values in enumerate(self.varied.values())}
-        return {name: v for name, v in given.items() if v is not None}
+        self.room = {name: v for name, v in room.items() if v is not None}
+        constant = {f"varied{j}": x.new_tensor(values) for j, values in enumerate(self.varied.values())}
+        turns = zip(*(v.unbind() for v in self.room.values()), strict=True)
+        self.turns = [[*views, *constant.values()] for views in turns]
+        self.given = dict(zip([*self.room, *constant], self.turns[0], strict=True))
 
-    def fill(self, asked: Mapping[int, Asked]) -> None:
-        """Takes in what the models ask for, by their numbers; who does not ask gets what another asks for."""
-        given, B = self.given, len(self.batch.x)
-        some = next(iter(asked.values()))
-        rows = [asked.get(i, some) for i in range(len(self.steps))]
-        given["numbers"].copy_(torch.tensor([row.figures for row in rows], dtype=torch.float64))
-        full = all(len(row.batch.x) == B for row in rows)
-        if full:
-            for name in ("x", "index", "label"):
-                if name in given:
-                    torch.stack([getattr(row.batch, name) for row in rows], out=given[name])
-        if full and min(self.ds) == max(self.ds):
-            torch.stack([row.eps for row in rows], out=given["eps"])
-        else:
-            for i, (eps, d) in enumerate(zip((row.eps for row in rows), self.ds, strict=True)):
-                d = min(d, eps.shape[-1])
-                given["eps"][i, :, : eps.shape[1], :d] = eps[..., :d]
-        # the loss is a mean over the batch; a datum that only fills it up has no share in that
-        if full:
-            given["share"].fill_(1 / B)
-            return
-        for i, row in enumerate(rows):
-            b = len(row.batch.x)
-            for name in ("x", "index", "label"):
-                if name in given:
-                    given[name][i, :b] = getattr(row.batch, name)
-            given["share"][i, :b] = 1 / b
-            given["share"][i, b:] = 0
+    def fill(self, asked: Mapping[int, Asked]) -> list[list[Tensor]]:
+        """Takes in what the models ask for, by their numbers, each for as many steps; what each step is given, in the
+        order of `given`. A model that does not ask is given anything."""
+        K = len(next(iter(asked.values())).eps)
+        if len(self.turns) < K:
+            self.blank(K)
+        room, B = self.room, len(self.batch.x)
+        figures = next(iter(asked.values())).figures
+        rows = [asked[i].figures if i in asked else figures for i in range(len(self.steps))]
+        room["numbers"][:K].copy_(torch.tensor(rows, dtype=torch.float64).transpose(0, 1))
+        for i, (block, eps, _) in asked.items():
+            full, d = len(block.rows.x) // B, self.ds[i]
+            own = dict(zip(Batch._fields, block.rows, strict=True))
+            some = {name: v for name, v in own.items() if v is not None}
+            for name, v in some.items():
+                room[name][:full, i] = v[: full * B].unflatten(0, (full, B))
+            # the loss is a mean over the batch; a datum that only fills it up has no share in that
+            room["share"][:full, i] = 1 / B
+            if full:
+                room["eps"][:full, i, ..., :d] = torch.stack(list(eps[:full]))
+            if full < K:
+                b = len(block.rows.x) - full * B
+                for name, v in some.items():
+                    room[name][full, i, :b] = v[full * B :]
+                room["share"][full, i] = 0
+                room["share"][full, i, :b] = 1 / b
+                room["eps"][full, i, :, :b, :d] = eps[full]
+        return self.turns[:K]
 
     # --- the step
 
@@ -193,7 +197,7 @@ class Stack:
                 b = max(1, B - i % 2 * (B // 2))  # every other one has half a batch
                 batch = Batch(x[:b], index[:b], None if label is None else label[:b])
                 eps = torch.randn(self.samples, b, work.vae.d, generator=random, dtype=x.dtype).to(x.device)
-                asked[i] = Asked(batch, eps, step.figures(1))
+                asked[i] = Asked(Block(batch, B), [eps], [step.figures(1)])
                 alone = copy.deepcopy(step.model).double()
                 with torch.no_grad():
                     terms = torch.stack(list(alone(batch._replace(x=batch.x.double()), eps.double())))
@@ -220,9 +224,7 @@ class Stack:
                     raise NotImplementedError("a latent dimension more would not be without effect")
         finally:
             self.model = kept
-            for name in ("x", "index", "label", "eps", "share"):
-                if name in self.given:
-                    self.given[name].zero_()
+            self.blank(1)
 
 
 def varied(models: Sequence[nn.Module], ds: Sequence[int]) -> dict[tuple[str, str], list[float]]:

@@ -1,7 +1,7 @@
 """An optimiser step as a function of tensors alone: forward pass, gradient, clipping and update in one graph."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from vae_lab.engine.rules import rule_of
-from vae_lab.interfaces import Batch, Terms
+from vae_lab.interfaces import Batch, Block, Terms
 from vae_lab.objectives import Objective
 from vae_lab.vae import VAE
 
@@ -38,6 +38,20 @@ class Stepped(NamedTuple):
 
     terms: Float[Tensor, "k B"]
     norm: Float[Tensor, ""] | None  # of the gradient, before it is clipped
+
+
+Figures = list[tuple[float, ...]]
+"""The numbers that a step takes from elsewhere than tensors, of each group of parameters; see `Rule.numbers`."""
+
+Stepper = Callable[[Batch, Tensor, bool], Stepped]
+"""Makes an optimiser step on a batch with noise [V, B, d]; the third: whether the gradient's norm is wanted."""
+
+Advance = Callable[[], None]
+"""Counts an optimiser step; after it, the learning rates are those of the next."""
+
+Steps = Callable[[Block, Sequence[Tensor], Advance, bool], list[Stepped]]
+"""Makes the optimiser steps of a block, given each batch's noise; calls the third once for each, when it has taken in
+the learning rates; the last: whether the norm of the last one's gradient is wanted."""
 
 
 @final
@@ -80,7 +94,7 @@ class Step:
         self.held = self.tensors | states
         x, (_, index, label) = work.batch.x, work.batch
         eps = x.new_empty(work.objective.samples, len(x), work.vae.d)
-        given = {"numbers": self.numbers(1), "x": x, "index": index, "label": label, "eps": eps}
+        given = {"numbers": self.numbers([self.figures(1)])[0], "x": x, "index": index, "label": label, "eps": eps}
         self.given = {name: v for name, v in given.items() if v is not None}
 
     def begin(self, p: Tensor, group: dict) -> dict[str, Tensor]:
@@ -92,13 +106,13 @@ class Step:
             state["step"] = state["step"].to(p.device)
         return {key: v for key, v in state.items() if isinstance(v, Tensor)}
 
-    def numbers(self, t: int) -> Float[Tensor, "groups numbers"]:
-        """What step number t takes from its number and from the learning rates of the moment; see `figures`."""
+    def numbers(self, figures: Sequence[Figures]) -> Float[Tensor, "K groups numbers"]:
+        """The figures of some steps as a tensor."""
         like = next(iter(self.tensors.values()))
-        return torch.tensor(self.figures(t), dtype=like.dtype, device=like.device)
+        return torch.tensor(figures, dtype=like.dtype, device=like.device)
 
-    def figures(self, t: int) -> list[tuple[float, ...]]:
-        """Those numbers, of each group of parameters.
+    def figures(self, t: int) -> Figures:
+        """What step number t takes from its number and from the learning rates of the moment.
 
         Raises:
             ValueError: if another option of the optimiser has changed, as some schedules do.

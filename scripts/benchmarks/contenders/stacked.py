@@ -22,7 +22,7 @@ from vae_lab.commands.common import build
 from vae_lab.engine.engines import Call, Replay, cache_folder, inductor
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Work, traced
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Block
 
 STEP, GRADIENT = "step", "gradient"  # kinds: the data and the noise stay as they are; and so do the weights
 
@@ -54,7 +54,9 @@ class Stacked(Contender):
         found = Stack(works)
         eps = torch.zeros(works[0].objective.samples, size, works[0].vae.d, device=self.x.device)
         # what no step changes: which data are there
-        found.fill({i: Asked(work.batch, eps, found.steps[i].figures(1)) for i, work in enumerate(works)})
+        found.fill(
+            {i: Asked(Block(work.batch, size), [eps], [found.steps[i].figures(1)]) for i, work in enumerate(works)}
+        )
         return found
 
     def train(self) -> tuple[float, Weights]:
@@ -75,7 +77,7 @@ class Stacked(Contender):
                 torch.index_select(self.x, 0, index.flatten(), out=given["x"].flatten(0, 1).flatten(1))
                 given["index"].copy_(index)
                 given["eps"].normal_()
-                given["numbers"].copy_(stack.steps[0].numbers(t + 1))
+                given["numbers"].copy_(stack.steps[0].numbers([stack.steps[0].figures(t + 1)])[0])
             call(*held, *given.values())
 
         with torch.no_grad():
