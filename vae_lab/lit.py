@@ -212,8 +212,7 @@ class LitVAE(pl.LightningModule):
             if schedule is not None:
                 schedule.step()
 
-        eps = [self.draw(batch, self.noise) for batch in block]
-        found = self.make_steps(block, eps, advance, logs)
+        found = self.make_steps(block, self.noises(block), advance, logs)
         self.images += len(block.rows.x)
         self.account([terms for terms, _ in found], before)
         self.seconds = perf_counter() - self.started
@@ -265,11 +264,10 @@ class LitVAE(pl.LightningModule):
 
     def account(self, terms: list[Float[Tensor, "k _"]], before: int) -> None:
         """Takes the terms of the steps after step `before` into the epoch's statistics, if they are finite."""
-        values = torch.cat(terms, dim=1)
-        if not values.isfinite().all():
+        self.train_terms.update(torch.cat(terms, dim=1))
+        if not self.train_terms.total.isfinite().all():
             first = next(i for i, t in enumerate(terms) if not t.isfinite().all())
             self.fail(terms[first], f"step {before + first + 1}")
-        self.train_terms.update(values)
 
     def on_train_epoch_end(self) -> None:
         terms = named(self.train_terms.compute().mean)
@@ -329,6 +327,14 @@ class LitVAE(pl.LightningModule):
         """The bits for each value of a datum that the mean ELBO amounts to, where x has a probability."""
         D = math.prod(self.vae.shape)
         return {} if self.levels is None else {"bits_per_dim": bits_per_dim(elbo, D, self.levels)}
+
+    def noises(self, block: Block) -> list[Float[Tensor, "V B d"]]:
+        """The noise of each batch of a block in training, the same whatever the block's size."""
+        x, V, d = block.rows.x, self.objective.samples, self.vae.d
+        # torch fills by groups of 16 on a CPU: then all at once is the same as one after another
+        if x.device.type != "cpu" or V * block.size * d % 16 or len(x) % block.size:
+            return [self.draw(batch, self.noise) for batch in block]
+        return [*torch.randn((len(block), V, block.size, d), generator=self.noise, dtype=x.dtype).unbind()]
 
     def draw(self, batch: Batch, noise: torch.Generator) -> Float[Tensor, "V B d"]:
         """The noise of a batch."""

@@ -118,9 +118,9 @@ class Step:
             ValueError: if another option of the optimiser has changed, as some schedules do.
         """
         for group, was in zip(self.optimizer.param_groups, self.groups, strict=True):
-            for key, value in was.items():
-                if group[key] != value:
-                    raise ValueError(f"engine must be eager where a schedule changes the optimiser's {key}")
+            if group | was != group:
+                key = next(key for key, value in was.items() if group[key] != value)
+                raise ValueError(f"engine must be eager where a schedule changes the optimiser's {key}")
         return [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
 
     def __call__(self, *values: Tensor) -> tuple[Float[Tensor, "k B"], Float[Tensor, ""]]:
