@@ -5,11 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from test_engine import KINDS, interpreted, make, same, train
+from test_engine import KINDS, adam, batches, interpreted, make, same, train
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, schedules
+from vae_lab.engine import pack as packs
 from vae_lab.engine.engines import Eager
-from vae_lab.engine.pack import Pack
+from vae_lab.engine.pack import Pack, Unpacked
+from vae_lab.engine.stack import Stack
+from vae_lab.engine.step import Work
 from vae_lab.objectives import Elbo, Iwae
 
 
@@ -141,3 +144,72 @@ def test_padded_weights_stay_exactly_zero():
     assert (weight[0, :, 2:] == 0).all() and weight[0, :, :2].abs().min() > 0
     for key in ("exp_avg", "exp_avg_sq"):
         assert (stack.held[f"vae.decoder.net.0.weight/{key}"][0, :, 2:] == 0).all()
+
+
+def sweeping(*runs):
+    """Trains runs as a sweep has them trained: each first asks whether it can be; what `train` gives, or raises."""
+    pack, found, told = Pack(compiler=interpreted), {}, []
+
+    def one(engine, i, run):
+        vae, objective = run["vae"], run["objective"]
+        optimizer = run.get("optimizer", adam)(list(vae.parameters()))
+        [example] = batches(1, dtype=next(vae.parameters()).dtype)
+        try:
+            engine.join(Work(vae, objective, optimizer, None, example, 0, 0, run.pop("obstacle", None), told.append))
+            found[i] = train(engine, told=told.append, **run)
+        except Unpacked as error:
+            found[i] = str(error)
+
+    for i, run in enumerate(runs):
+        pack.add(partial(one, i=i, run=run), nullcontext)
+    pack.run()
+    return [found[i] for i in range(len(runs))], told
+
+
+def test_what_cannot_be_stacked_leaves_before_it_begins():
+    runs = of(3, 3, 3, 3, objective=Elbo(1))
+    runs[1]["obstacle"], runs[2]["optimizer"] = "of this", partial(torch.optim.RMSprop, lr=1e-3)
+    (one, hindered, ruleless, other), told = sweeping(*runs)
+    assert hindered == "of this" and ruleless == "optimizer RMSprop has no compiled form"
+    assert len(told) == 2 and all("packed with 1 other runs" in line for line in told)
+    for run, result in zip(runs[::3], (one, other), strict=True):
+        same(train(Eager(), **run), result, 1e-9)
+
+
+def test_one_that_is_left_alone_leaves_too():
+    runs = of(3, 3, objective=Elbo(1))
+    runs[0]["obstacle"] = "of this"
+    assert sweeping(*runs) == (["of this", "no other run is left that it could be packed with"], [])
+
+
+def test_all_leave_that_cannot_be_one_stack():
+    found, told = sweeping(*of(3, 2, objective=Elbo(2, free_bits=0.1)))
+    assert found == ["a model in the stack is not the same as alone"] * 2 and not told
+
+
+def test_where_nothing_can_be_compiled_runs_are_packed_nonetheless():
+    def broken(graph, given):
+        raise RuntimeError("no compiler")
+
+    runs, pack, found, told = of(3, 2, objective=Elbo(1)), Pack(compiler=broken), [], []
+    for run in runs:
+        pack.add(lambda engine, run=run: found.append(train(engine, told=told.append, **run)), nullcontext)
+    pack.run()
+    assert told == ["engine: packed with 1 other runs, not compiled, as RuntimeError: no compiler"] * 2
+    for run, result in zip(runs, found, strict=True):
+        same(train(Eager(), **run), result, 1e-9)
+
+
+def test_a_stack_that_cannot_be_made_anew_is_no_other_stack(monkeypatch):
+    """Steps of fewer models would move others than those that ask for them."""
+    made = []
+
+    def stack(works):
+        made.append(len(works))
+        return Stack(works) if len(made) == 1 else 1 / 0
+
+    monkeypatch.setattr(packs, "Stack", stack)
+    runs = [{"vae": make(seed=i), "objective": Elbo(1), "steps": n} for i, n in enumerate((4, 9, 20))]
+    with pytest.raises(ZeroDivisionError):
+        together(*runs)
+    assert made == [3, 1]

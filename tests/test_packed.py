@@ -7,17 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
+import optuna
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from test_train import ROOT, command, runs_in, without_account
 
 from vae_lab.cli import register_resolvers
-from vae_lab.launch.packed import Packed, flops, kind_of
+from vae_lab.launch.packed import Packed, flops, kind_of, outcome
+from vae_lab.launch.plan import Cell
 from vae_lab.launch.pool import Slot
-from vae_lab.runs import record
+from vae_lab.runs import identity, read_config, record
 
 SMALL = ["encoder.hidden=[16]", "decoder.hidden=[16]", "callbacks=[checkpoint]", "data.validation=100"]
 QUICK = [*SMALL, "trainer.max_epochs=3", "logger=none"]
@@ -138,9 +145,9 @@ def test_groups_fill_the_slots_and_are_no_larger_than_they_may_be():
 
 
 def test_the_options_are_the_constructors():
-    options = yaml.safe_load((ROOT / "conf" / "hydra" / "launcher" / "packed.yaml").read_text())
+    options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "packed.yaml")
     assert options.pop("_target_") == "hydra_plugins.vae_lab.packed.PackedLauncher"
-    assert list(options) == list(inspect.signature(Packed).parameters)
+    assert options == {name: p.default for name, p in inspect.signature(Packed).parameters.items()}
 
 
 # --- sweeps
@@ -150,14 +157,14 @@ def test_a_packed_run_is_a_run_like_any_other():
     """Also where d differs; finished in a pack, it is finished for the pool, and the other way round."""
     cells = [*SMALL, "trainer.max_epochs=3", "d=2,3", "likelihood.s2=0.1,0.5"]
     done = sweep(*cells)
-    assert done.returncode == 0 and done.stdout.count("packed with 1 others") == 4, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("CPU, packed with ") == 4, done.stdout + done.stderr
     alone = sweep(*cells, launcher="pool", outputs="alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     packed, others = by_fingerprint("outputs"), by_fingerprint("alone")
     assert packed.keys() == others.keys() and len(packed) == 4
     for name, run in packed.items():
         equal(run, others[name], 1e-4)
-        assert "engine: packed with 1 other runs" in log(run)
+        assert "engine: packed with " in log(run)
         assert log(run).startswith(f"$ {sys.executable} -m vae_lab.cli train ") and "test/elbo" in log(run)
         kept = [json.loads((r / "run.json").read_text()) for r in (run, others[name])]
         for a in kept:
@@ -185,6 +192,74 @@ def test_a_run_that_breaks_stops_alone():
 def test_what_is_in_no_group_is_a_job_of_the_pool():
     done = sweep(*QUICK, "objective.V=1,2")
     assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout and "packed" not in done.stdout
+
+
+def test_runs_that_cannot_be_stacked_are_jobs_of_the_pool():
+    """Nothing of them has begun before."""
+    cells = [*SMALL, "trainer.max_epochs=2", "likelihood=gaussian_optimal", "seed=1,2"]  # scores by the whole batch
+    why = "not packed, as a model in the stack is not the same as alone"
+    done = sweep(*cells)
+    assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count(f": {why}\n") == 2 and done.stdout.count("starts") == 4
+    for run in runs_in("outputs"):
+        assert f"engine: {why}: a job of its own\n$ " in log(run)
+        assert record.read(run)["attempts"] == 1 and len(record.wandb_folders(run)) == 1
+    assert len(list(record.wandb_folders(run)[0].parent.glob("offline-run-*"))) == 2
+
+
+def test_a_run_ends_where_its_record_says_so_since_the_group_began(tmp_path):
+    cell = Cell([], str(tmp_path))
+    begin = partial(record.begin, tmp_path, "0" * 12, [])
+    assert outcome(cell, {}, None) is None and outcome(cell, {}, 0) is None
+    assert outcome(cell, {}, -signal.SIGKILL).state == "failed"
+    for state, error in (("failed", "as before"), ("finished", None), ("partial", "pruned")):
+        begin()
+        record.end(tmp_path, state, 1.0, value=-3.0, error=error)
+        before = record.read(tmp_path)
+        assert outcome(cell, {}, None).state == ("failed" if state == "failed" else "finished")
+        assert outcome(cell, before, None) is None and outcome(cell, before, 0) is None  # it is yet to begin
+        assert outcome(cell, before, 128 + signal.SIGTERM).state == "partial"
+        begin()
+        assert outcome(cell, before, None) is None
+        record.end(tmp_path, "finished", 2.0, value=-1.0)
+        assert outcome(cell, before, None).value == -1.0
+    begin()
+    record.end(tmp_path, "partial", 1.0)  # by a signal, which ends the process too
+    assert outcome(cell, {}, None) is None and outcome(cell, {}, 128 + signal.SIGTERM).state == "partial"
+
+
+@pytest.mark.slow
+def test_a_member_that_stops_early_leaves_the_others():
+    cells = [*QUICK, "trainer.max_epochs=6", "callbacks=[checkpoint,early_stopping]", "optimizer.lr=1e-7,1e-3,2e-3"]
+    cells += ["callbacks.early_stopping.patience=2", "callbacks.early_stopping.min_delta=1"]
+    for launcher in ("packed", "basic"):
+        done = sweep(*cells, launcher=launcher, outputs=launcher)
+        assert done.returncode == 0, done.stdout + done.stderr
+    alone, epochs = by_fingerprint("basic"), {}
+    for name, run in by_fingerprint("packed").items():
+        assert "packed with 2 other runs" in log(run)
+        equal(run, alone[name], 1e-4)
+        epochs[read_config(run)["optimizer"]["lr"]] = sum("val/elbo" in row for row in rows(run))
+    assert epochs == {1e-7: 3, 1e-3: 6, 2e-3: 6}
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_study_are_packed_and_pruned():
+    """A trial that is pruned is done: the pool does not train it on."""
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.study=s", "hydra.sweeper.sampler=qmc", "hydra.sweeper.n_trials=3"]
+    search += ["hydra.sweeper.pruner=hyperband", "optimizer.lr=tag(log,interval(1e-5,1e-2))"]
+    done = sweep(*QUICK, *search, "hydra.sweeper.n_jobs=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    storage = JournalStorage(JournalFileBackend("outputs/s.journal"))
+    trials = optuna.load_study(study_name="s", storage=storage).trials
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert len(trials) == 3 and 0 < len(pruned) < 3
+    for trial in trials:
+        run = Path("outputs") / trial.user_attrs["run"]
+        epochs = trial.user_attrs["pruned"] if trial in pruned else 3
+        assert record.state(run) == ("partial" if trial in pruned else "finished")
+        assert log(run).count("$ ") == 1 and "packed with 2 other runs" in log(run)
+        assert sum("val/elbo" in row for row in rows(run)) == len(trial.intermediate_values) == epochs
 
 
 def test_the_sweeps_flag_may_stand_between_overrides():
@@ -219,6 +294,16 @@ def saved():
 
 
 @pytest.mark.slow
+def test_a_group_does_not_wait_for_another_process():
+    words = [*QUICK, "seed=1"]
+    with record.claim(identity.folder("outputs", words, identity.fingerprint(composed(*words)))):
+        process = started(*QUICK, "seed=1,2,3", "wait=true")
+        until(lambda: [record.state(run) for run in runs_in("outputs")] == ["finished"] * 2)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "3 runs: 3 finished" in text and text.count("packed with 1 others") == 2, text
+
+
+@pytest.mark.slow
 def test_a_pack_that_is_killed_goes_on_to_the_same_bits():
     cells = [*LONG, "seed=1,2"]
     whole = sweep(*cells, outputs="whole")
@@ -239,6 +324,26 @@ def test_a_pack_that_is_killed_goes_on_to_the_same_bits():
     for name, run in by_fingerprint("outputs").items():
         assert f"going on from {run}" in log(run)
         equal(run, others[name], 0.0)
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_runs_that_could_not_be_stacked():
+    cells = ["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "~optimizer.fused"]
+    cells += [*LONG, "seed=1,2"]
+    process = started(*cells)
+    saved = until(lambda: list(Path("outputs").glob("*/checkpoints/last.ckpt")))
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 143 and text.count("not packed, as optimizer RMSprop has no compiled form") == 2, text
+    stopped = [run for run in runs_in("outputs") if record.state(run) == "partial"]
+    assert {path.parents[1] for path in saved} <= set(stopped)
+    assert all("stopped; the same command goes on from there" in log(path.parents[1]) for path in saved)
+    again = sweep(*cells)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for run in runs_in("outputs"):
+        assert record.state(run) == "finished" and record.read(run)["attempts"] == 1 + (run in stopped)
+        steps = [row["step"] for row in rows(run) if "val/elbo" in row]
+        assert len(steps) == len(set(steps)) == 200
 
 
 def test_a_pack_that_is_interrupted_saves_each_run():

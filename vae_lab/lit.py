@@ -143,11 +143,6 @@ class LitVAE(pl.LightningModule):
 
     def work(self) -> Work:
         """What the engine is to do."""
-        encoder, obstacle = self.vae.encoder, self.needs_lightning
-        if not encoder.amortised:
-            obstacle = f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
-        elif torch.is_anomaly_enabled():
-            obstacle = "trainer.detect_anomaly looks inside a step"
         batch = self.precise(self.trainer.train_dataloader.feed.example())  # type: ignore[union-attr]
         optimizer, steps, taken = self.trainer.optimizers[0], self.steps(), self.global_step
 
@@ -155,7 +150,16 @@ class LitVAE(pl.LightningModule):
             if self.trainer.is_global_zero:
                 print(line, flush=True)
 
-        return Work(self.vae, self.objective, optimizer, self.clip, batch, steps, taken, obstacle, tell)
+        return Work(self.vae, self.objective, optimizer, self.clip, batch, steps, taken, self.obstacle(), tell)
+
+    def obstacle(self) -> str | None:
+        """Why the steps have to be made eagerly."""
+        encoder = self.vae.encoder
+        if not encoder.amortised:
+            return f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
+        if torch.is_anomaly_enabled() or self.trainer._detect_anomaly:
+            return "trainer.detect_anomaly looks inside a step"
+        return self.why_lightning()
 
     def precise(self, rows: Batch) -> Batch:
         """Data in the trainer's precision."""

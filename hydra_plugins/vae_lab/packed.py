@@ -18,12 +18,12 @@ class PackedLauncher(Launcher):
 
     def __init__(
         self,
-        devices: Sequence[Device | Sequence[Device]] | None = None,
-        threads: int | None = None,
-        max_failures: int | None = None,
-        size: int = 64,
-        flops: float = 1e8,
-        steps: int = 20000,
+        devices: Sequence[Device | Sequence[Device]] | None,
+        threads: int | None,
+        max_failures: int | None,
+        size: int,
+        flops: float,
+        steps: int,
     ) -> None:
         self.packed = Packed(devices, threads, max_failures, size, flops, steps)
 

@@ -17,10 +17,10 @@ class PoolLauncher(Launcher):
 
     def __init__(
         self,
-        devices: Sequence[Device | Sequence[Device]] | None = None,
-        threads: int | None = None,
-        max_failures: int | None = None,
-        warm: bool = True,
+        devices: Sequence[Device | Sequence[Device]] | None,
+        threads: int | None,
+        max_failures: int | None,
+        warm: bool,
     ) -> None:
         self.pool = Pool(devices, threads, max_failures, warm)
 

@@ -3,7 +3,7 @@
 import copy
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -23,11 +23,14 @@ from vae_lab.checks import number, whole
 from vae_lab.commands import loggers
 from vae_lab.commands.common import bit_levels, blame, build, quieten
 from vae_lab.data.module import InMemory
-from vae_lab.engine.engines import Engine
+from vae_lab.engine.step import Work
 from vae_lab.interfaces import Batch
 from vae_lab.levels import Levels, count_levels
 from vae_lab.lit import LitVAE
 from vae_lab.vae import VAE
+
+if TYPE_CHECKING:
+    from vae_lab.engine.pack import Member
 
 LAST, BEST_CHECKPOINT = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 
@@ -75,13 +78,17 @@ def fit(
 class Together(NamedTuple):
     """What a run gets from the process that trains others beside it."""
 
-    engine: Engine
+    engine: "Member"
     preemption: Preemption
     data: dict[str, InMemory]  # those of the other runs, by their configuration
 
 
 def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemory, LitVAE, pl.Trainer]:
-    """Everything that trains, checked: values first, then the data, then whether the model fits them."""
+    """Everything that trains, checked: values first, then the data, then whether the model fits them.
+
+    Raises:
+        Unpacked: if it cannot be trained with the others in `together`, which is known once all are assembled.
+    """
     quieten()
     check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -109,7 +116,18 @@ def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemor
     fill_table(cfg, vae, data, trainer)
     check_objective(cfg, lit, data)
     lit.levels = bit_levels(vae, data)
+    if together is not None:
+        together.engine.join(prospect(data, lit, trainer))
     return data, lit, trainer
+
+
+def prospect(data: InMemory, lit: LitVAE, trainer: pl.Trainer) -> Work:
+    """What the engine is going to be given, so far as it is known before the run has begun; of a batch some data."""
+    lit.trainer = trainer
+    some = Batch(*(None if v is None else v[:8] for v in data.train_feed().example()))  # type: ignore[arg-type]
+    return Work(
+        lit.vae, lit.objective, lit.make_optimizer(lit.parameters()), lit.clip, some, 0, 0, lit.obstacle(), print
+    )
 
 
 def build_vae(cfg: DictConfig) -> VAE:

@@ -22,6 +22,10 @@ Room = Callable[[], AbstractContextManager[None]]
 """What a run's code runs in: entered whenever the run goes on, left whenever it stands still."""
 
 
+class Unpacked(Exception):
+    """A run cannot be trained with the others, and why."""
+
+
 class Due(NamedTuple):
     """Steps that were asked for, and where what is known of them goes."""
 
@@ -66,6 +70,7 @@ class Pack:
         """Runs all, to their ends."""
         for member in self.members:
             member.go_on()
+        self.meet([member for member in self.members if member.offered is not None])
         together = [member for member in self.members if member.work is not None]
         while together:
             self.start(together)
@@ -82,27 +87,45 @@ class Pack:
                 self.stack.pull([self.slots[member] for member in together])
             # half of them are done: the others are stacked anew
 
+    def meet(self, offered: Sequence["Member"]) -> None:
+        """Lets the runs begin that wait in `join`, if they can be stacked."""
+        works = [member.offered for member in offered if member.offered is not None]
+        why = None if len(works) > 1 else "no other run is left that it could be packed with"
+        if why is None:
+            try:
+                Stack(works)
+            except Exception as error:
+                why = reason(error)
+        for member in offered:
+            member.refused, member.offered = why, None
+            member.go_on()
+
     def start(self, together: Sequence["Member"]) -> None:
-        """Stacks the runs and compiles their step; where that cannot be done, each makes its steps eagerly."""
-        self.slots = {member: i for i, member in enumerate(together)}
+        """Stacks the runs and compiles their step; where they cannot be stacked, each makes its steps eagerly."""
+        slots = {member: i for i, member in enumerate(together)}
         works = [member.work for member in together if member.work is not None]
         device, start = works[0].batch.x.device, perf_counter()
         try:
-            self.stack = stack = Stack(works)
+            stack = Stack(works)
             call: Call = stack.graph()
-            how = "not compiled, as that would not repay"
-            if sum(work.steps for work in works) >= self.steps:
+        except Exception as error:
+            if self.stack is not None:
+                raise  # in mid-training; what can be stacked can be stacked without some
+            self.slots = slots
+            for member in together:
+                member.alone, member.said = True, f"not packed, as {reason(error)}"
+            return
+        how = "not compiled, as that would not repay"
+        if sum(work.steps for work in works) >= self.steps:
+            try:
                 with cache_folder(self.cache), torch.no_grad():
                     if self.compiler is inductor:
                         check_compiler(device)
                     call = self.compiler(call, [*stack.held.values(), *stack.given.values()])
                 how = f"compiled in {perf_counter() - start:.1f} s"
-        except Exception as error:
-            reason = str(error) if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {error}"
-            for member in together:
-                member.alone, member.said = True, f"not packed, as {' '.join(reason.split())[:400]}"
-            return
-        self.held = list(stack.held.values())
+            except Exception as error:
+                how = f"not compiled, as {reason(error)}"
+        self.stack, self.slots, self.held = stack, slots, list(stack.held.values())
         self.call = Replay(call, self.held) if device.type == "cuda" else call
         for member in together:
             member.said = f"packed with {len(together) - 1} other runs, {how}"
@@ -134,6 +157,8 @@ class Member(Engine):
     def __init__(self, run: Callable[["Member"], None], room: Room) -> None:
         self.room = room
         self.seconds, self.alone, self.said = 0.0, False, ""
+        self.offered: Work | None = None
+        self.refused: str | None = None
         self.work: Work | None = None
         self.due: Due | None = None
         self.greenlet = greenlet(lambda: run(self))
@@ -153,6 +178,25 @@ class Member(Engine):
         hub = getcurrent().parent
         assert hub is not None
         hub.switch()
+
+    def join(self, work: Work) -> None:
+        """Waits for the others, before the run has begun.
+
+        Args:
+            work: like that of `start`, so far as it is known
+        Raises:
+            Unpacked: if the run cannot be trained with the others.
+        """
+        if work.obstacle is not None:
+            raise Unpacked(work.obstacle)
+        try:
+            Step(work)
+        except NotImplementedError as error:
+            raise Unpacked(str(error)) from error
+        self.offered = work
+        self.wait()
+        if self.refused is not None:
+            raise Unpacked(self.refused)
 
     def start(self, work: Work, eager: Stepper) -> Steps:
         if work.obstacle is not None:
@@ -181,3 +225,9 @@ class Member(Engine):
         while self.due is not None:
             self.wait()
         return found
+
+
+def reason(error: Exception) -> str:
+    """Why something is not possible, in a line."""
+    said = str(error) if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:400]

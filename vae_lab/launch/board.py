@@ -70,6 +70,11 @@ class Board:
         else:
             self.say(f"[red]{outcome.state:8}[/red] {self.name(i)}: {escape(str(outcome.error))}")
 
+    def leave(self, i: int, why: str) -> None:
+        """Cell i, which was to run, waits for another place."""
+        self.running.pop(i)
+        self.say(f"[cyan]waits[/cyan]    {self.name(i)}: {escape(why)}")
+
     def failures(self) -> int:
         """How many jobs have failed."""
         return sum(o.state == "failed" for i, o in self.outcomes.items() if i not in self.skipped)

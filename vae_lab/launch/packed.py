@@ -3,8 +3,11 @@
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -88,7 +91,12 @@ class Packed:
     ) -> None:
         """Runs the groups first, and then, as jobs of the pool, what is in none, or could not be trained in one."""
         found = dict(zip(waiting, configs(config, [cells[i].overrides for i in waiting]), strict=True))
-        planned = {i: cfg for i, cfg in found.items() if isinstance(cfg, DictConfig)}  # all: nothing is wrong with them
+        # all, as nothing is wrong with them; but a group does not wait for another process
+        planned = {
+            i: cfg
+            for i, cfg in found.items()
+            if isinstance(cfg, DictConfig) and record.state(cells[i].folder) != "running"
+        }
         groups = self.groups(planned, slots)
         runs = {i: described(planned[i], cells[i], config, inherited) for group in groups for i in group}
         self.train([{i: runs[i] for i in group} for group in groups], slots, cells, board, server)
@@ -123,11 +131,14 @@ class Packed:
         What a process has left undone, though nothing ended it, is not told: the pool tries it alone.
         """
         queue, free, running = list(groups), list(slots), dict[int, Job]()
-        members = {min(group): group for group in groups}
+        members, told = {min(group): list(group) for group in groups}, dict[int, Connection]()
+        before = dict[int, dict[str, Any]]()
 
         def look(key: int, status: int | None) -> None:
+            for k, why in received(told[key]):
+                board.leave(members[key][k], f"not packed, as {why}")
             for i in members[key]:
-                if i in board.running and (how := outcome(cells[i], status)) is not None:
+                if i in board.running and (how := outcome(cells[i], before[i], status)) is not None:
                     board.end(i, how)
 
         with signals() as arrived:
@@ -137,7 +148,9 @@ class Packed:
                         queue = []
                     while queue and free:
                         group, slot = queue.pop(0), free.pop(0)
-                        running[min(group)] = Job(slot, self.start(group, slot, server))
+                        before |= {i: record.read(cells[i].folder) or {} for i in group}
+                        process, told[min(group)] = self.start(group, slot, server)
+                        running[min(group)] = Job(slot, process)
                         for i in group:
                             board.start(i, f"{slot}, packed with {len(group) - 1} others")
                     until = time.monotonic() + LOOK
@@ -156,32 +169,46 @@ class Packed:
                     look(key, status)
         board.signal = arrived[0] if arrived else None
 
-    def start(self, group: Mapping[int, Run], slot: Slot, server: Server) -> Worker:
-        """The process of a group, begun."""
+    def start(self, group: Mapping[int, Run], slot: Slot, server: Server) -> tuple[Worker, Connection]:
+        """The process of a group, begun, and where it says what it leaves to others."""
         runs = list(group.values())
         runs[0].log.parent.mkdir(parents=True, exist_ok=True)  # where it says what is no run's affair
-        arguments = runs, self.steps, runs[0].config.engine.cache
-        return server.start(work, arguments, runs[0].log, job.environment(slot.devices, slot.threads))
+        ours, its = Pipe(duplex=False)
+        with its:
+            arguments = runs, self.steps, runs[0].config.engine.cache, its
+            return server.start(work, arguments, runs[0].log, job.environment(slot.devices, slot.threads)), ours
 
 
-def work(runs: Sequence[Run], steps: int, cache: str | None) -> int:
+def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connection) -> int:
     """What the process of a group does: see `together.work`."""
     from vae_lab.launch import together  # torch
 
-    return together.work(runs, steps, cache)
+    return together.work(runs, steps, cache, unpacked)
 
 
-def outcome(cell: Cell, status: int | None) -> Outcome | None:
-    """How a run of a group has ended, given its process's exit status (None: it goes on); None: it has not."""
-    state = record.state(cell.folder)
-    if state in ("finished", "failed"):
-        return job.outcome(cell.folder, 0 if state == "finished" else 1)
+def received(told: Connection) -> Iterator[tuple[int, str]]:
+    """What has been sent, so far."""
+    with suppress(EOFError):  # its process has ended
+        while told.poll():
+            yield told.recv()
+
+
+def outcome(cell: Cell, before: Mapping[str, Any], status: int | None) -> Outcome | None:
+    """How a run of a group has ended, given what its record said before and its process's exit status (None: it goes
+    on); None: it has not, or not there."""
+    known = record.read(cell.folder) or {}
+    state = known.get("state") if known != before else None
+    if state == "failed":
+        return job.outcome(cell.folder, 1)
+    if state == "finished" or (state == "partial" and known["error"]):  # a study has ended it
+        return job.outcome(cell.folder, 0)
     return job.outcome(cell.folder, status) if status else None
 
 
 def described(cfg: DictConfig, cell: Cell, config: DictConfig, inherited: list[str]) -> Run:
     """The run that `cfg` describes, a cell of the sweep that Hydra has composed `config` for."""
     cfg.paths.run = cell.folder
+    cfg.wait = False  # the others would wait too; the pool waits
     if cfg.logger and "settings" in cfg.logger:
         with open_dict(cfg):
             cfg.logger.settings.reinit = "create_new"  # each run of the process has a W&B run of its own

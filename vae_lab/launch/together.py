@@ -5,8 +5,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import IO
 
@@ -19,16 +20,17 @@ from vae_lab.callbacks.preemption import SIGNALS
 from vae_lab.commands import denormals, train
 from vae_lab.commands.training import Together
 from vae_lab.data.module import InMemory
-from vae_lab.engine.pack import Member, Pack
+from vae_lab.engine.pack import Member, Pack, Unpacked
 from vae_lab.launch.packed import Run
 from vae_lab.runs import record
 
 
-def work(runs: Sequence[Run], steps: int, cache: str | None) -> int:
+def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connection) -> int:
     """Trains the runs, each as its own command would; the exit status, which is not 0 only if a signal ended them.
 
     Args:
         steps, cache: as of `Pack`
+        unpacked: is sent the number of each run that cannot be trained with the others, and why; it has not begun
     """
     setup_globals()  # Hydra's own resolvers
     application.register_resolvers()
@@ -45,19 +47,30 @@ def work(runs: Sequence[Run], steps: int, cache: str | None) -> int:
             preemption.tell(told[0])
 
     pack, data = Pack(steps, cache, attend=attend), dict[str, InMemory]()
-    for run, preemption in zip(runs, preemptions, strict=True):
+    for i, (run, preemption) in enumerate(zip(runs, preemptions, strict=True)):
         run.log.parent.mkdir(parents=True, exist_ok=True)
         log = run.log.open("a", buffering=1)
         log.write(f"$ {shlex.join(run.command)}\n")
-        pack.add(partial(one, run, preemption, data), partial(room, run, log, note))
+        pack.add(partial(one, run, preemption, data, partial(leave, unpacked, i)), partial(room, run, log, note))
     pack.run()
     return record.Preempted(told[0]).status if told else 0
 
 
-def one(run: Run, preemption: Preemption, data: dict[str, InMemory], engine: Member) -> None:
+def leave(unpacked: Connection, i: int, why: str) -> None:
+    """Leaves run i to the sweep, which may have been killed."""
+    print(f"engine: not packed, as {why}: a job of its own", flush=True)
+    with suppress(OSError):
+        unpacked.send((i, why))
+
+
+def one(
+    run: Run, preemption: Preemption, data: dict[str, InMemory], leave: Callable[[str], None], engine: Member
+) -> None:
     """Trains a run; what it fails of is in its log and its record, and no other run's affair."""
     try:
         train.run(run.config, Together(engine, preemption, data))
+    except Unpacked as error:
+        leave(str(error))
     except record.Preempted:
         pass
     except application.TOLD as error:
