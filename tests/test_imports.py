@@ -55,8 +55,9 @@ ALLOWED = {
     "report": {"checks", "data", "oracles", "runs"},
     "callbacks": {"checks", "evaluation", "interfaces", "pictures", "runs", "vae"},
     # the command line, which imports commands as they are asked for
-    "application": {"data", "garbage", "hints", "runs"},
-    "cli": {"application", "checks", "hints"},
+    "composing": {"hints"},
+    "application": {"composing", "data", "garbage", "hints", "runs"},
+    "cli": {"application", "checks", "garbage", "hints"},
     "commands": {
         "callbacks",
         "checks",
@@ -89,8 +90,8 @@ ALLOWED = {
 """What each module or folder may import of vae_lab, besides itself: always something above it."""
 
 KNOWN_BY = {
-    "hydra": {"application", "commands", "runs", "launch"},
-    "omegaconf": {"application", "commands", "launch"},
+    "hydra": {"application", "composing", "commands", "runs", "launch"},
+    "omegaconf": {"application", "composing", "commands", "launch"},
     "wandb": {"application", "commands", "callbacks"},
     "wandb_workspaces": {"commands"},
     "pytorch_lightning": {"lit", "data", "callbacks", "commands"},

@@ -2,12 +2,17 @@
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.initialize import initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -15,6 +20,7 @@ from omegaconf import OmegaConf
 from vae_lab import hints
 from vae_lab.cli import main, register_resolvers
 from vae_lab.launch.plan import configs, plan, refuse
+from vae_lab.runs import identity
 
 
 @pytest.fixture
@@ -53,6 +59,54 @@ def test_cells_are_what_hydra_composes(sweep):
         expected = OmegaConf.to_container(cfg)
         del expected["hydra"]
         assert OmegaConf.to_container(found) == expected, overrides
+
+
+SWEEPS = {
+    # what is typed, and how often Hydra composes for its cells: not for options that the sweep itself has
+    "d=2,3 seed=range(3) paths.outputs=/tmp/a": 0,
+    "likelihood.s2=1e-3,1 encoder.hidden=[64,32] objective={V:3} +trainer.limit_val_batches=2": 0,
+    "experiment=linear_digits prior=vamp seed=0,1 prior.components=3,4": 0,
+    "'~callbacks.pictures' '+a.b=1,2' ++trainer.max_steps=7 seed=0,1": 0,
+    "'~logger' d=2,3 encoder.d=4 prior.d=5,6": 0,
+    "'encoder.hidden=${decoder.hidden}' 'decoder.hidden=[${d}],[4]' d=2,3": 0,
+    """logger.name="'a, b=c','d'" logger.tags="[x,'y z']" trainer.max_time=null""": 0,
+    "likelihood=gaussian,bernoulli d=2 prior.d=3,4": 2,
+    "experiment=linear_digits,linear_fashion d=2,3 optimizer.lr=1e-3": 2,
+    "callbacks=[checkpoint],[checkpoint,early_stopping] seed=1": 2,
+    "hydra.searchpath=[] d=2,3": 0,
+    # the order counts, or might
+    "optimizer={lr:1e-2} optimizer.lr=1,2": 1,
+    "optimizer.lr=1,2 optimizer={lr:1e-2}": 1,
+    "d=2 d=3 seed=0,1": 1,
+}
+
+
+@pytest.mark.parametrize("typed", SWEEPS)
+def test_a_sweep_is_what_hydra_composes(sweep, typed, monkeypatch):
+    """Every cell, its identity, and that no other key can be set in it."""
+    words, asked, load = shlex.split(typed), [], ConfigLoaderImpl.load_sweep_config
+    config = sweep(*words)
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    [cells] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(task), None)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda self, *a: (asked.append(a[1]), load(self, *a))[1])
+    for overrides, found in zip(cells, configs(config, cells), strict=True):
+        expected = compose("train", overrides)
+        assert OmegaConf.to_container(found) == OmegaConf.to_container(expected), overrides
+        assert identity.fingerprint(found) == identity.fingerprint(expected)
+        assert OmegaConf.is_struct(found)
+    assert len(cells) > 1 and len(asked) == SWEEPS[typed]
+
+
+def test_a_sweep_may_leave_a_group_open_that_its_cells_may_not(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "one.yaml").write_text("a: 1")
+    (tmp_path / "train.yaml").write_text("defaults: [_self_, {part: '???'}]\nx: 1")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("train", ["x=1,2"], RunMode.MULTIRUN)
+        wrong, right = configs(config, [["x=1"], ["x=1", "part=one"]])
+    assert "You must specify 'part'" in str(wrong)
+    assert right == {"x": 1, "part": {"a": 1}}
 
 
 WRONG = {
@@ -135,8 +189,6 @@ def test_planning_needs_no_torch(tmp_path):
 
 def test_hydra_composes_once_for_each_set_of_options(sweep, monkeypatch):
     """However many cells: what takes Hydra a tenth of one happens three times; and memory stays where it is."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
     config, asked, load = sweep(), [], ConfigLoaderImpl.load_sweep_config
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda self, *a: (asked.append(a[1]), load(self, *a))[1])
     likelihoods = ["bernoulli", "gaussian", "laplace"]

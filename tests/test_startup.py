@@ -1,9 +1,18 @@
 """What commands import, and when: what answers at once imports nothing heavy."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from vae_lab import composing, hints
+from vae_lab.cli import main
+from vae_lab.commands import train
+from vae_lab.launch import grid
 
 HEAVY = ["torch", "pytorch_lightning", "wandb", "torchmetrics", "matplotlib", "numpy", "sklearn", "optuna"]
 
@@ -52,6 +61,7 @@ def test_what_hydra_tells_needs_no_torch(words, tmp_path):
 
 FINISHED = """
 import sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.initialize import initialize_config_dir
 from hydra.types import RunMode
@@ -68,8 +78,15 @@ for cell in cells:
     folder = Path(cell.folder)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"state": "finished", "value": -1.0, "ended": "", "seconds": 1, "results": {}}')
+composed, load = [], ConfigLoaderImpl.load_configuration
+ConfigLoaderImpl.load_configuration = lambda *a, **k: (composed.append(k), load(*a, **k))[1]
 main(["train", "-m", "d=2,3"])
+assert len(composed) == 1
+others = {f"vae_lab.launch.{name}" for name in ("look", "optuna", "packed", "ray", "slurm")}
+loaded = {"rich", *others} & set(sys.modules)
+assert not loaded, loaded
 main(["train", "d=2"])
+assert len(composed) == 2
 loaded = set(sys.argv[1].split()) & set(sys.modules)
 assert not loaded, loaded
 assert forkserver._forkserver._forkserver_pid is None
@@ -78,6 +95,61 @@ assert forkserver._forkserver._forkserver_pid is None
 
 def test_a_sweep_of_finished_cells_imports_and_starts_nothing(tmp_path):
     assert "2 runs: 0 finished, 2 skipped" in python(FINISHED, " ".join(HEAVY), folder=tmp_path)
+
+
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    """What the runs and sweeps of commands are given, in their order."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+
+    def run(cfg):
+        found.append((OmegaConf.to_container(cfg), OmegaConf.to_container(OmegaConf.create(HydraConfig.get()))))
+
+    def sweep(config, launcher, arguments):
+        found.append((OmegaConf.to_container(config), list(arguments)))
+
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(grid, "run", sweep)
+    return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "d=3 likelihood=bernoulli",
+        "experiment=linear_digits ~callbacks.pictures +trainer.limit_val_batches=2",
+        "-m d=2,3 seed=0 hydra/launcher=packed",
+        "encoder=mlp,conv --multirun encoder.d=${d} hydra.verbose=true",
+    ],
+)
+def test_a_command_is_given_what_hydra_main_gives_it(words, seen, monkeypatch):
+    main(["train", *words.split()])
+    main(["train", *words.split(), "--config-name=train"])  # which is for Hydra to understand
+    monkeypatch.setattr(sys, "argv", ["train", *sorted(words.split(), key=lambda word: not word.startswith("-"))])
+    composing.main("train", train.run)
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("words", [["experiment=many"], ["hydra.mode=MULTIRUN"]])
+def test_a_command_is_a_sweep_without_m_where_hydra_mode_says_so(words, seen, tmp_path, monkeypatch):
+    shutil.copytree(hints.CONF, tmp_path / "conf")
+    monkeypatch.setattr(hints, "CONF", tmp_path / "conf")
+    (hints.CONF / "experiment" / "many.yaml").write_text("# @package _global_\nhydra: {mode: MULTIRUN}")
+    main(["train", *words, "d=2,3"])
+    [(_, arguments)] = seen
+    assert arguments == [word for word in [*words, "d=2,3"] if not word.startswith("hydra")]
+
+
+def test_defaults_lists_may_interpolate(tmp_path):
+    for name in ("one", "two"):
+        for group in ("a", "b"):
+            (tmp_path / group).mkdir(exist_ok=True)
+            (tmp_path / group / f"{name}.yaml").write_text(f"{group}: {name}")
+    (tmp_path / "train.yaml").write_text("defaults: [{a: one}, {b: '${a}'}, _self_]")
+    with composing.quick(), initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose("train") == {"a": {"a": "one"}, "b": {"b": "one"}}
+        assert compose("train", ["a=two"]) == {"a": {"a": "two"}, "b": {"b": "two"}}
 
 
 TRAINS = """

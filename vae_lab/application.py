@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -22,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lab import garbage, hints
+from vae_lab import composing, garbage, hints
 from vae_lab.runs import identity, record, sweeps
 
 TOLD = (ValueError, FloatingPointError, record.Busy, HydraException, OmegaConfBaseException)
@@ -34,13 +33,10 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Runs a command; exits 1 on a user's mistake."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     as_typed = sys.argv
-    # Hydra takes overrides from one side of -m only
-    sys.argv = [sys.argv[0], *sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))]
     register_resolvers()
     try:
         with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises what it finds wrong, instead of printing it
-            task = _task(command, as_typed, wants_traceback)
-            hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=hints.root(command))(task)()
+            composing.run(command, arguments, _task(command, as_typed, wants_traceback))
     except _Told:
         sys.exit(1)
     except record.Preempted as stop:
@@ -184,4 +180,4 @@ def complete(command: str, arguments: Sequence[str]) -> None:
     """Hydra's own tab completion of a command's words."""
     sys.argv = [sys.argv[0], *arguments]
     register_resolvers()
-    hydra.main(version_base="1.3", config_path=str(hints.CONF), config_name=hints.root(command))(lambda cfg: None)()
+    composing.main(command, lambda cfg: None)

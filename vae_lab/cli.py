@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vae_lab import hints
+from vae_lab import garbage, hints
 from vae_lab.checks import closest
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         hints.check(command, arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    from vae_lab import application  # Hydra
+    with garbage.spared():
+        from vae_lab import application  # Hydra
 
     application.run(command, arguments)
 

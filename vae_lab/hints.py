@@ -47,6 +47,11 @@ def keys(command: str, more: Sequence[Path] = ()) -> set[str]:
     return found
 
 
+def sweeps() -> bool:
+    """Whether a file of `conf/` may make a sweep of a command that is given no -m, by `hydra.mode=MULTIRUN`."""
+    return any("MULTIRUN" in file.read_text() for file in CONF.rglob("*.yaml"))
+
+
 @cache
 def words(command: str) -> frozenset[str]:
     """The keys at the root of a command's configuration."""

@@ -9,8 +9,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch import grid
-
 
 @final
 class GridSweeper(Sweeper):
@@ -24,6 +22,8 @@ class GridSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        from vae_lab.launch import grid
+
         assert self.config is not None and self.launcher is not None  # see setup
         given = [f"{key}={value}" for key, value in self.params.items()]
         return grid.run(self.config, self.launcher, [*given, *arguments])

@@ -9,8 +9,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch.optuna import Search
-
 
 @final
 class OptunaSweeper(Sweeper):
@@ -28,6 +26,8 @@ class OptunaSweeper(Sweeper):
         pruner: str,
         max_failure_rate: float,
     ) -> None:
+        from vae_lab.launch.optuna import Search
+
         self.search = Search(
             study, n_trials, n_jobs, sampler, seed, list(metrics), list(directions), pruner, max_failure_rate
         )

@@ -1,15 +1,15 @@
 """hydra/launcher=packed"""
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch.packed import Packed
-from vae_lab.launch.pool import Device
+if TYPE_CHECKING:
+    from vae_lab.launch.pool import Device
 
 
 @final
@@ -18,13 +18,15 @@ class PackedLauncher(Launcher):
 
     def __init__(
         self,
-        devices: Sequence[Device | Sequence[Device]] | None,
+        devices: "Sequence[Device | Sequence[Device]] | None",
         threads: int | None,
         max_failures: int | None,
         size: int,
         flops: float,
         steps: int,
     ) -> None:
+        from vae_lab.launch.packed import Packed
+
         self.packed = Packed(devices, threads, max_failures, size, flops, steps)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -1,14 +1,15 @@
 """hydra/launcher=pool"""
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch.pool import Device, Pool
+if TYPE_CHECKING:
+    from vae_lab.launch.pool import Device
 
 
 @final
@@ -17,11 +18,13 @@ class PoolLauncher(Launcher):
 
     def __init__(
         self,
-        devices: Sequence[Device | Sequence[Device]] | None,
+        devices: "Sequence[Device | Sequence[Device]] | None",
         threads: int | None,
         max_failures: int | None,
         warm: bool,
     ) -> None:
+        from vae_lab.launch.pool import Pool
+
         self.pool = Pool(devices, threads, max_failures, warm)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -8,8 +8,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch.ray import Ray
-
 
 @final
 class RayLauncher(Launcher):
@@ -23,6 +21,8 @@ class RayLauncher(Launcher):
         max_retries: int,
         max_failures: int | None,
     ) -> None:
+        from vae_lab.launch.ray import Ray
+
         self.ray = Ray(address, gpus_per_job, cpus_per_job, max_retries, max_failures)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -8,8 +8,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch.slurm import Slurm
-
 
 @final
 class SlurmLauncher(Launcher):
@@ -32,6 +30,8 @@ class SlurmLauncher(Launcher):
         setup: Sequence[str],
         sbatch: Mapping[str, Any] | None,
     ) -> None:
+        from vae_lab.launch.slurm import Slurm
+
         self.slurm = Slurm(
             partition,
             gpus_per_job,

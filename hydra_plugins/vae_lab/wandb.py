@@ -6,8 +6,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vae_lab.launch import wandb
-
 
 @final
 class WandbSweeper(Sweeper):
@@ -20,4 +18,6 @@ class WandbSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
+        from vae_lab.launch import wandb
+
         wandb.write(self.config, arguments, self.file, self.method, self.name)

@@ -1,19 +1,21 @@
-"""What the user sees of a sweep: a live table on a terminal, a line for each event, and at the end what failed."""
+"""What the user sees of a sweep: a live table on a terminal, a line for each event, and at the end what failed.
+
+Rich is imported once a job starts: a sweep that is finished has nothing to show that takes it.
+"""
 
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import final
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, final
 
 from vae_lab.launch import job
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.plan import Cell
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
 
 
 @final
@@ -26,25 +28,30 @@ class Board:
         console: where to write
     """
 
-    def __init__(self, cells: Sequence[Cell], slots: int, console: Console | None = None) -> None:
+    def __init__(self, cells: Sequence[Cell], slots: int, console: "Console | None" = None) -> None:
         self.cells, self.slots = cells, max(1, slots)
-        self.console = console or Console()
+        self.console = console
+        self.live: Live | None = None
         self.running: dict[int, tuple[float, str]] = {}  # cell -> when it began, and where
         self.outcomes: dict[int, Outcome] = {}
         self.skipped: set[int] = set()
         self.seconds: list[float] = []  # that each finished job took
         self.signal: int | None = None  # what ended the sweep, if a signal did
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Board":
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = self.console or Console()
         if self.console.is_terminal:
+            self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self.live is not None:
             self.live.stop()
 
     def skip(self, i: int, outcome: Outcome) -> None:
@@ -86,6 +93,12 @@ class Board:
         return f"{i + 1}/{len(self.cells)} {escape(' '.join(words) or 'defaults')}"
 
     def say(self, text: str) -> None:
+        if self.console is None and not set("[\\") & set(text):  # nothing that is marked up
+            print(text, flush=True)
+            return
+        from rich.console import Console
+
+        self.console = self.console or Console()
         self.console.print(text, soft_wrap=True, highlight=False)
 
     def counts(self) -> str:
@@ -119,8 +132,11 @@ class Board:
         i = max(values, key=values.__getitem__)
         return f"best val/elbo {values[i]:.3f}: {self.name(i)}"
 
-    def table(self) -> Group:
+    def table(self) -> "Group":
         """The live table."""
+        from rich.console import Group
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, show_header=False)
         for i, (began, where) in self.running.items():
             table.add_row(
@@ -143,3 +159,12 @@ class Board:
         self.say(self.counts())
         if self.signal is not None or any(o.state != "finished" for o in self.outcomes.values()):
             self.say("the same command runs what is not finished, from where it was")
+
+
+def escape(text: str) -> str:
+    """What rich shows as `text`."""
+    if "[" not in text and not text.endswith("\\"):
+        return text
+    from rich import markup
+
+    return markup.escape(text)

@@ -1,15 +1,15 @@
 """The cells of a sweep before any of them runs: what each is, where it lies, how far it has come, what is wrong."""
 
-import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import application, garbage
@@ -89,36 +89,69 @@ def configs(config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> 
     """Each cell's configuration without its `hydra` node, or what is wrong with it.
 
     Hydra composes anew for each cell, which takes it a tenth of a second. Only options of groups need that: it is done
-    once for each set of them, and the plain values are applied to a copy, in their order, as Hydra does.
+    once for each set of them, and the plain values are applied to a copy, in their order, as Hydra does. Not even once
+    for the options that `config` was composed with: its copies lack nothing but the values in which cells differ.
     """
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
     elsewhere = config.hydra.searchpath  # groups that only composing finds
     parser, parsed = OverridesParser.create(), dict[str, Override]()
-    bases: dict[tuple[str, ...], DictConfig | Exception] = {}
+
+    def is_option(o: Override) -> bool:
+        return bool(elsewhere) or (loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict))
+
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task)  # a list of them would resolve what they say
+    given = [o for o in parser.parse_overrides(task) if not o.is_sweep_override()]
+    own_options, own_values = [typed(o) for o in given if is_option(o)], [o for o in given if not is_option(o)]
+    if "???" in OmegaConf.to_container(config.hydra.runtime.choices).values():  # type: ignore[union-attr]
+        own_options = ["???"]  # no cell's: a sweep may leave a group open, which a run may not
+    bases: dict[tuple[str, ...] | None, bytes | Exception] = {}  # pickled: a copy takes a seventh of the time
     for overrides in overrides_of_cells:
         try:
             parsed |= {o: parser.parse_overrides([o])[0] for o in overrides if o not in parsed}
-            options = [o for o in overrides if elsewhere or loader.repository.group_exists(parsed[o].key_or_group)]
-            key = tuple(options)
+            options = [o for o in overrides if is_option(parsed[o])]
+            values = [parsed[o] for o in overrides if o not in options]
+            left = rest(own_values, values) if [typed(parsed[o]) for o in options] == own_options else None
+            key = tuple(options) if left is None else None
             if key not in bases:
-                bases[key] = composed(loader, config, options)
+                bases[key] = alone(config) if key is None else composed(loader, config, options)
             base = bases[key]
             if isinstance(base, Exception):
                 raise base
-            cfg = copy.deepcopy(base)
-            ConfigLoaderImpl._apply_overrides_to_config([parsed[o] for o in overrides if o not in options], cfg)
+            cfg = pickle.loads(base)
+            ConfigLoaderImpl._apply_overrides_to_config(values if left is None else left, cfg)
             yield cfg
         except WRONG as error:
             yield error
 
 
-def composed(loader: ConfigLoaderImpl, config: DictConfig, options: list[str]) -> DictConfig | Exception:
+def rest(done: Sequence[Override], wanted: Sequence[Override]) -> list[Override] | None:
+    """Which of the values `wanted` are left when some are `done`; None where doing these is not all there is to do:
+    where one that is done is not wanted, or the order counts, as a key is another one or lies within it."""
+    before = [typed(o) for o in done]
+    left = [o for o in wanted if typed(o) not in before]
+    pairs = [(f"{a.key_or_group}.", f"{b.key_or_group}.") for a in left for b in done]
+    if len(left) + len(done) != len(wanted) or any(a.startswith(b) or b.startswith(a) for a, b in pairs):
+        return None
+    return left
+
+
+def typed(override: Override) -> str:
+    """An override as Hydra's sweepers write it, however it was typed."""
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
+
+
+def composed(loader: ConfigLoaderImpl, config: DictConfig, options: list[str]) -> bytes | Exception:
     """What Hydra makes of a set of options, without the `hydra` node, or what is wrong with it."""
     try:
-        cfg = loader.load_sweep_config(config, options)
+        return alone(loader.load_sweep_config(config, options))
     except WRONG as error:
         return error
+
+
+def alone(config: DictConfig) -> bytes:
+    """A configuration without its `hydra` node, pickled."""
+    cfg = pickle.loads(pickle.dumps(config))
     with open_dict(cfg):
         del cfg["hydra"]
-    return cfg
+    return pickle.dumps(cfg)

@@ -7,10 +7,9 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from rich.markup import escape
 
 from vae_lab.launch import job
-from vae_lab.launch.board import Board
+from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.plan import Cell, plan, refuse
 from vae_lab.runs import record, sweeps

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 def environment(overrides: Sequence[str]) -> dict[str, Any]:
     """What a run ran in: the versions of python and packages, the machine, the git revision, the overrides."""
+    from importlib.metadata import PackageNotFoundError, version  # which takes a while to import
+
     here = Path(__file__).resolve().parent
     versions = {}
     for package in ("vae-lab", *PACKAGES):

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT
 from typing import Any, NamedTuple
@@ -134,6 +133,8 @@ def begin(
         checkpoint: what training goes on from, relative to the folder; None: from the beginning
         wandb: the id of its W&B run
     """
+    from importlib.metadata import version  # which takes a while to import
+
     before = read(folder) or {} if checkpoint else {}
     content = {
         "state": "running",
