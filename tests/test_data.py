@@ -433,6 +433,14 @@ def test_blocks_are_the_feed_cut_in_order():
     assert torch.equal(torch.cat([batch.index for block in blocks for batch in block]), one_by_one)
 
 
+def test_a_block_of_large_data_has_fewer_batches(monkeypatch):
+    monkeypatch.setattr("vae_lab.data.feed.ROOM", 3 * 100 * 64 * 4 + 1)
+    data = in_memory(sampling=Shuffled(100, 100, block=5))
+    assert [len(block) for block in data.train_dataloader()] == [3, 3, 3, 3, 1]
+    monkeypatch.setattr("vae_lab.data.feed.ROOM", 1)
+    assert len(data.train_dataloader()) == 13
+
+
 # Feeds
 
 

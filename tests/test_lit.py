@@ -5,14 +5,16 @@ import pytorch_lightning as pl
 import torch
 
 from vae_lab import decoders, encoders, likelihoods, priors, schedules
+from vae_lab.callbacks.history import History
 from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import Raw
 from vae_lab.data.sampling import Shuffled
 from vae_lab.data.sources import Pixels, Source, Splits
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Terms
 from vae_lab.lit import ACTIVE, LitVAE
 from vae_lab.metrics import Moments
 from vae_lab.objectives import Elbo
+from vae_lab.runs.files import rows
 from vae_lab.seeds import generator
 from vae_lab.vae import VAE
 
@@ -51,10 +53,12 @@ def fit(
     clip=None,
     schedule=None,
     engine=None,
+    log_every=50,
     **kw,
 ):
     data = InMemory(Tiny(), Raw(), Shuffled(batch_size, eval_batch_size, block), seed=0)
-    lit = LitVAE(vae, Elbo(V), optimizer, schedule or schedules.Constant(), seed=0, clip=clip, engine=engine)
+    schedule = schedule or schedules.Constant()
+    lit = LitVAE(vae, Elbo(V), optimizer, schedule, seed=0, clip=clip, engine=engine, log_every=log_every)
     trainer = pl.Trainer(
         max_epochs=epochs,
         enable_progress_bar=False,
@@ -110,10 +114,22 @@ def test_kl_per_dimension_and_active_units():
     assert trainer.callback_metrics["val/kl"] == pytest.approx(kl.sum().item(), 1e-5)
 
 
-def test_results_do_not_depend_on_the_block():
-    weights = [fit(make_vae(), block=b)[1].state_dict() for b in (1, 3, 100)]
+@pytest.mark.parametrize(
+    "batch_size", [8, 16]
+)  # all of a block's noise is drawn at once where that is a multiple of 16
+def test_neither_results_nor_what_is_logged_depend_on_the_block(tmp_path, batch_size):
+    weights, logged = [], []
+    for block in (1, 3, 100):
+        history = History(tmp_path / f"{block}.jsonl")
+        lit = fit(make_vae(), batch_size, block=block, log_every=2, logger=history)[1]
+        weights.append(lit.state_dict())
+        logged.append([row for row in rows(history.path) if "train/images_per_second" not in row])
     for other in weights[1:]:
         assert all(torch.equal(weights[0][k], other[k]) for k in other)
+    assert logged[1:] == logged[:1] * 2
+    steps = [row for row in logged[0] if "train/grad_norm" in row]
+    assert [row["step"] for row in steps] == [*range(2, lit.global_step + 1, 2)]
+    assert all({f"train/{name}_step" for name in Terms._fields} < row.keys() for row in steps)
 
 
 def test_a_block_stops_at_max_steps():

@@ -36,7 +36,7 @@ class LitVAE(pl.LightningModule):
 
     Logs, in nats per datapoint: `{train,val,test}/{elbo,kl,rec,loss}`, exact means over the data of an epoch,
     `elbo_total`, which is n times the mean (17)-(18), and `bits_per_dim` where x has a probability; every
-    `trainer.log_every_n_steps` blocks `train/{elbo,kl,rec,loss}_step` of the last step, and `train/grad_norm`; each
+    `log_every` optimiser steps `train/{elbo,kl,rec,loss}_step` of that step, and `train/grad_norm`; each
     epoch `train/images_per_second`; for validation and test `kl_dim/j`, the KL of each latent dimension,
     `active_units`, and `elbo_se`, the standard error of the ELBO.
 
@@ -60,6 +60,7 @@ class LitVAE(pl.LightningModule):
         clip: the greatest norm that the gradient may have, or None
         levels: for `bits_per_dim` (see there); None: x has no probability, and no bits are logged
         engine: who makes the optimiser steps; None: they are made eagerly
+        log_every: how many steps lie between two that are logged
     Raises:
         FloatingPointError: if a term is not finite, naming the term, the step and the epoch.
     """
@@ -74,12 +75,14 @@ class LitVAE(pl.LightningModule):
         clip: float | None = None,
         levels: int | None = None,
         engine: Engine | None = None,
+        log_every: int = 50,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a training step is a block of optimiser steps
         self.vae, self.objective = vae, objective
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.clip, self.levels, self.engine = seed, clip, levels, engine or Eager()
+        self.log_every = log_every
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
         self.images, self.seconds = 0, 0.0  # of this epoch so far
@@ -138,7 +141,7 @@ class LitVAE(pl.LightningModule):
             self.resume(self.resumed)
         self.make_steps = self.engine.start(self.work(), self.eager_step)
         if self.engine.seconds:
-            self.log_numbers({"train/compile_seconds": self.engine.seconds})
+            self.log_numbers({"train/compile_seconds": self.engine.seconds}, self.global_step)
         self.started = perf_counter() - self.seconds
 
     def work(self) -> Work:
@@ -201,10 +204,9 @@ class LitVAE(pl.LightningModule):
             torch.set_rng_state(position["torch"])
 
     def training_step(self, block: Block, block_idx: int) -> None:
-        before, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        logs = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready % every == 0
+        before = self.global_step
         if 0 <= self.trainer.max_steps < before + len(block):
-            block, logs = block.at(self.trainer.max_steps - before)[0], False
+            block, _ = block.at(self.trainer.max_steps - before)
         block = Block(self.precise(block.rows), block.size)
         schedule, optimizer = self.lr_schedulers(), self.first_optimizer()
         assert not isinstance(schedule, list)
@@ -216,16 +218,14 @@ class LitVAE(pl.LightningModule):
             if schedule is not None:
                 schedule.step()
 
-        found = self.make_steps(block, self.noises(block), advance, logs)
+        logged = [k for k in range(len(block)) if (before + k + 1) % self.log_every == 0]
+        found = self.make_steps(block, self.noises(block), advance, logged)
         self.images += len(block.rows.x)
         self.account([terms for terms, _ in found], before)
         self.seconds = perf_counter() - self.started
-        terms, norm = found[-1]
-        if logs and norm is not None:
-            total = terms.sum(1) if self.alone else self.trainer.strategy.reduce(terms.sum(1), reduce_op="sum")
-            B = len(block.rows.x) - (len(block) - 1) * block.size
-            values = {f"train/{name}_step": v for name, v in named(total / B).items()}
-            self.log_step(values | {"train/grad_norm": norm})
+        for k in logged:
+            B = min(block.size, len(block.rows.x) - k * block.size)
+            self.log_step(*found[k], B, before + k + 1)
 
     def first_optimizer(self) -> LightningOptimizer:
         """The optimiser whose steps are counted: that of all parameters but those of single data (6)."""
@@ -253,17 +253,21 @@ class LitVAE(pl.LightningModule):
             (optimizer.optimizer if plain else optimizer).step()
         return Stepped(torch.stack([v.detach() for v in t]), total)
 
-    def log_step(self, values: dict[str, Tensor]) -> None:
-        """Logs values of the last step. Loggers have them at once, before a callback can take a checkpoint after
-        which nothing would log them; Lightning would tell them later."""
+    def log_step(self, terms: Float[Tensor, "k _"], norm: Tensor | None, B: int, step: int) -> None:
+        """Logs what is known of a step on B data. Loggers have it at once, before a callback can take a checkpoint
+        after which nothing would log it; Lightning would tell them later."""
+        total = terms.sum(1) if self.alone else self.trainer.strategy.reduce(terms.sum(1), reduce_op="sum")
+        assert norm is not None
+        values = {f"train/{name}_step": v for name, v in named(total / B).items()} | {"train/grad_norm": norm}
         self.trainer.callback_metrics.update(values)
         if self.loggers:
-            self.log_numbers(dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)))
+            numbers = torch.stack(list(values.values())).tolist()
+            self.log_numbers(dict(zip(values, numbers, strict=True)), step)
 
-    def log_numbers(self, numbers: dict[str, float]) -> None:
+    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
         """Tells the loggers, at once."""
         for logger in self.loggers:
-            logger.log_metrics(numbers, step=self.global_step)
+            logger.log_metrics(numbers, step=step)
             logger.save()
 
     def account(self, terms: list[Float[Tensor, "k _"]], before: int) -> None:
@@ -368,7 +372,8 @@ class LitVAE(pl.LightningModule):
         self.trainer.logged_metrics.update(values)
         if self.loggers:
             numbers = torch.stack(list(values.values())).tolist()
-            self.log_numbers(dict(zip(values, numbers, strict=True)) | {"epoch": self.current_epoch})
+            row = dict(zip(values, numbers, strict=True)) | {"epoch": self.current_epoch}
+            self.log_numbers(row, self.global_step)
 
     def fail(self, terms: Float[Tensor, "k B"], when: str) -> None:
         """Raises FloatingPointError, naming the terms [k, B] that are not finite."""

@@ -100,7 +100,8 @@ def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemor
     except ValueError as error:
         raise ValueError(f"optimizer: {error}") from error
     clip, engine = cfg.trainer.gradient_clip_val, build(cfg, "engine") if together is None else together.engine
-    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, clip, engine=engine)
+    every = cfg.trainer.log_every_n_steps
+    lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, clip, None, engine, every)
     data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
     trainer = build_trainer(cfg, Preemption() if together is None else together.preemption)
     check_processes(cfg, trainer)
@@ -190,7 +191,8 @@ def build_trainer(cfg: DictConfig, preemption: Preemption) -> pl.Trainer:
     asked = [build(cfg, "logger")] if cfg.logger else []
     blocks = {
         "gradient_clip_val": None,  # LitVAE, which makes the steps of a block, clips
-        "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),  # Lightning counts blocks
+        # of LitVAE's steps it is exact; Lightning, for other callbacks, counts blocks
+        "log_every_n_steps": max(1, cfg.trainer.log_every_n_steps // cfg.sampling.block),
     }
     always = {
         "callbacks": [preemption, *callbacks],

@@ -13,6 +13,9 @@ from vae_lab.data.sampling import Sampling
 from vae_lab.interfaces import Batch, Block
 from vae_lab.seeds import generator
 
+ROOM = 2**25
+"""The most bytes that the data of a block take."""
+
 
 @final
 class Indices:
@@ -117,10 +120,15 @@ class Feed:
 
 @final
 class Blocks:
-    """A feed's batches by the block: what a training step of LitVAE takes."""
+    """A feed's batches by the block: what a training step of LitVAE takes.
+
+    Args:
+        size: the most batches in a block; of data of which so many would take more than ROOM there are fewer
+    """
 
     def __init__(self, feed: Feed, size: int) -> None:
-        self.feed, self.size = feed, size
+        batch = feed.example().x
+        self.feed, self.size = feed, min(size, max(1, ROOM // (batch.numel() * batch.element_size())))
         self.sampler = feed.sampler
         self.batch_sampler = None  # Lightning looks for one beside a sampler
 

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,10 +118,10 @@ class OneByOne:
     def __init__(self, step: Stepper) -> None:
         self.step = step
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
-        found, last = list[Stepped](), len(eps) - 1
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
+        found = list[Stepped]()
         for k, (batch, noise) in enumerate(zip(block, eps, strict=True)):
-            found.append(self.step(batch, noise, norm and k == last))
+            found.append(self.step(batch, noise, k in norms))
             advance()
         return found
 
@@ -137,7 +137,7 @@ class CompiledSteps:
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
         full = len(block.rows.x) // self.B
         some, rest = block.at(full)
         figures = []
@@ -153,7 +153,7 @@ class CompiledSteps:
                     found.append(Stepped(*self.call(*self.held, *given)))
         if len(rest):
             self.t += len(rest)
-            found += self.eager(rest, eps[full:], advance, norm)
+            found += self.eager(rest, eps[full:], advance, [k for k in range(len(rest)) if full + k in norms])
         return found
 
 

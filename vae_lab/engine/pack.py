@@ -4,7 +4,7 @@ Each run is a fit of its own, by a Trainer of its own, in a greenlet of its own:
 steps, until those of all have been made. So callbacks, checkpoints, logs and failures are each run's alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import NamedTuple, final
@@ -214,7 +214,7 @@ class Member(Engine):
         work.tell(f"engine: {self.said}")
         return OneByOne(eager) if self.alone else self.ask
 
-    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norm: bool) -> list[Stepped]:
+    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
         """Has the steps made with those of the others."""
         figures, found = [], list[Stepped]()
         for _ in eps:

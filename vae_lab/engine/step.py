@@ -1,7 +1,7 @@
 """An optimiser step as a function of tensors alone: forward pass, gradient, clipping and update in one graph."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -49,9 +49,9 @@ Stepper = Callable[[Batch, Tensor, bool], Stepped]
 Advance = Callable[[], None]
 """Counts an optimiser step; after it, the learning rates are those of the next."""
 
-Steps = Callable[[Block, Sequence[Tensor], Advance, bool], list[Stepped]]
+Steps = Callable[[Block, Sequence[Tensor], Advance, Container[int]], list[Stepped]]
 """Makes the optimiser steps of a block, given each batch's noise; calls the third once for each, when it has taken in
-the learning rates; the last: whether the norm of the last one's gradient is wanted."""
+the learning rates; the last: at which of them, counted from 0, the gradient's norm is wanted."""
 
 
 @final
