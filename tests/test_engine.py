@@ -84,9 +84,9 @@ def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=Fa
         if len(some) == 4:  # an epoch's last batch is smaller
             block = Block(Batch(*(v[: 3 * B + 4] for v in rows if v is not None)), B)
         eps = [torch.randn(objective.samples, len(b.x), vae.d, generator=noise, dtype=dtype) for b in block]
-        found = make_steps(block, eps, schedule.step if schedule else lambda: None, [len(some) - 1])
-        terms += [t for t, _ in found]
-        norms.append(found[-1].norm)
+        made = make_steps(block, eps, schedule.step if schedule else lambda: None, [len(some) - 1])
+        terms.append(made.terms)
+        norms.append(made.of(len(some) - 1).norm)
     return torch.cat(terms, 1), torch.stack(norms), Scored(vae, objective), optimizer
 
 

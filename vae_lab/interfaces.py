@@ -43,8 +43,8 @@ class Block:
         return math.ceil(len(self.rows.x) / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for some in zip(*(v.split(self.size) for v in self.rows if v is not None), strict=True):
-            yield Batch(*some)
+        if len(self):  # `split` makes one part of nothing
+            yield from map(Batch, *(v.split(self.size) for v in self.rows if v is not None))
 
     def at(self, k: int) -> tuple["Block", "Block"]:
         """The first k batches, and the rest."""

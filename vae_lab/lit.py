@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
 from vae_lab.engine.engines import Eager, Engine
-from vae_lab.engine.step import Stepped, Work
+from vae_lab.engine.step import Made, Stepped, Work
 from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import Batch, Block, Terms
 from vae_lab.metrics import Moments, bits_per_dim
@@ -219,13 +219,13 @@ class LitVAE(pl.LightningModule):
                 schedule.step()
 
         logged = [k for k in range(len(block)) if (before + k + 1) % self.log_every == 0]
-        found = self.make_steps(block, self.noises(block), advance, logged)
+        made = self.make_steps(block, self.noises(block), advance, logged)
         self.images += len(block.rows.x)
-        self.account([terms for terms, _ in found], before)
+        self.account(made, before)
         self.seconds = perf_counter() - self.started
         for k in logged:
             B = min(block.size, len(block.rows.x) - k * block.size)
-            self.log_step(*found[k], B, before + k + 1)
+            self.log_step(made.of(k), B, before + k + 1)
 
     def first_optimizer(self) -> LightningOptimizer:
         """The optimiser whose steps are counted: that of all parameters but those of single data (6)."""
@@ -253,11 +253,13 @@ class LitVAE(pl.LightningModule):
             (optimizer.optimizer if plain else optimizer).step()
         return Stepped(torch.stack([v.detach() for v in t]), total)
 
-    def log_step(self, terms: Float[Tensor, "k _"], norm: Tensor | None, B: int, step: int) -> None:
+    def log_step(self, stepped: Stepped, B: int, step: int) -> None:
         """Logs what is known of a step on B data. Loggers have it at once, before a callback can take a checkpoint
         after which nothing would log it; Lightning would tell them later."""
-        total = terms.sum(1) if self.alone else self.trainer.strategy.reduce(terms.sum(1), reduce_op="sum")
+        total, norm = stepped.terms.sum(1), stepped.norm
         assert norm is not None
+        if not self.alone:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
         values = {f"train/{name}_step": v for name, v in named(total / B).items()} | {"train/grad_norm": norm}
         self.trainer.callback_metrics.update(values)
         if self.loggers:
@@ -270,12 +272,13 @@ class LitVAE(pl.LightningModule):
             logger.log_metrics(numbers, step=step)
             logger.save()
 
-    def account(self, terms: list[Float[Tensor, "k _"]], before: int) -> None:
+    def account(self, made: Made, before: int) -> None:
         """Takes the terms of the steps after step `before` into the epoch's statistics, if they are finite."""
-        self.train_terms.update(torch.cat(terms, dim=1))
-        if not self.train_terms.total.isfinite().all():
-            first = next(i for i, t in enumerate(terms) if not t.isfinite().all())
-            self.fail(terms[first], f"step {before + first + 1}")
+        self.train_terms.update(made.terms)
+        if not self.train_terms.total.sum().isfinite():
+            each = enumerate(made.terms.split(made.size, dim=1), before + 1)
+            step, first = next((step, terms) for step, terms in each if not terms.isfinite().all())
+            self.fail(first, f"step {step}")
 
     def on_train_epoch_end(self) -> None:
         terms = named(self.train_terms.compute().mean)

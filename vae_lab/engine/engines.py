@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
-from vae_lab.engine.step import Advance, Step, Stepped, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Step, Stepped, Stepper, Steps, Work
 from vae_lab.interfaces import Block
 
 Call = Callable[..., Sequence[Tensor]]
@@ -118,12 +118,12 @@ class OneByOne:
     def __init__(self, step: Stepper) -> None:
         self.step = step
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
         found = list[Stepped]()
         for k, (batch, noise) in enumerate(zip(block, eps, strict=True)):
             found.append(self.step(batch, noise, k in norms))
             advance()
-        return found
+        return joined(found)
 
 
 @final
@@ -131,13 +131,13 @@ class CompiledSteps:
     """Makes steps by a compiled `Step`; those of another batch size eagerly."""
 
     def __init__(self, step: Step, call: Call, eager: Stepper, work: Work) -> None:
-        self.step, self.eager, self.t = step, OneByOne(eager), work.taken
+        self.step, self.eager, self.t = step, eager, work.taken
         self.held, self.B = list(step.held.values()), len(work.batch.x)
         self.call = Replay(call, self.held) if work.batch.x.device.type == "cuda" else call
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
+    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
         full = len(block.rows.x) // self.B
         some, rest = block.at(full)
         figures = []
@@ -151,10 +151,17 @@ class CompiledSteps:
                 for numbers, batch, noise in zip(self.step.numbers(figures).unbind(), some, eps, strict=False):
                     given = (numbers, *(v for v in batch if v is not None), noise)
                     found.append(Stepped(*self.call(*self.held, *given)))
-        if len(rest):
-            self.t += len(rest)
-            found += self.eager(rest, eps[full:], advance, [k for k in range(len(rest)) if full + k in norms])
-        return found
+        for k, (batch, noise) in enumerate(zip(rest, eps[full:], strict=True), full):
+            self.t += 1
+            found.append(self.eager(batch, noise, k in norms))
+            advance()
+        return joined(found)
+
+
+def joined(steps: Sequence[Stepped]) -> Made:
+    """What is known of all the steps."""
+    terms, norms = zip(*steps, strict=True)
+    return Made(torch.cat(terms, dim=1), terms[0].shape[1], norms)
 
 
 @final

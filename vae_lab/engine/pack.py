@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lab.engine.engines import Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
-from vae_lab.engine.step import Advance, Step, Stepped, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Step, Stepper, Steps, Work
 from vae_lab.interfaces import Block
 
 Room = Callable[[], AbstractContextManager[None]]
@@ -30,7 +30,7 @@ class Due(NamedTuple):
     """Steps that were asked for, and where what is known of them goes."""
 
     asked: Asked
-    found: list[Stepped]
+    found: list[Made]
 
     def at(self, k: int) -> tuple["Due", "Due"]:
         """The first k steps, and the rest."""
@@ -142,12 +142,10 @@ class Pack:
             dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
         with torch.no_grad():
             made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
-            terms, norms = (torch.stack(list(found)) for found in zip(*made, strict=True))  # [K, N, k, B], [K, N]
+            terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]
+            norms = torch.stack([norm for _, norm in made], dim=1)  # [N, K]
         for i, (asked, found) in dues.items():
-            b = len(asked.block.rows.x) - (K - 1) * len(stack.batch.x)  # of the last batch
-            own = [*terms[:, i].unbind()]
-            own[-1] = own[-1][:, :b]
-            found += map(Stepped, own, norms[:, i].unbind())
+            found.append(Made(terms[i, :, : len(asked.block.rows.x)], len(stack.batch.x), norms[i]))
 
 
 @final
@@ -214,9 +212,9 @@ class Member(Engine):
         work.tell(f"engine: {self.said}")
         return OneByOne(eager) if self.alone else self.ask
 
-    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> list[Stepped]:
+    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
         """Has the steps made with those of the others."""
-        figures, found = [], list[Stepped]()
+        figures, found = [], list[Made]()
         for _ in eps:
             self.t += 1
             figures.append(self.mine.figures(self.t))
@@ -224,7 +222,10 @@ class Member(Engine):
         self.due = Due(Asked(block, eps, figures), found)
         while self.due is not None:
             self.wait()
-        return found
+        if len(found) == 1:
+            return found[0]
+        terms, size, all_norms = zip(*found, strict=True)
+        return Made(torch.cat(terms, dim=1), size[0], torch.cat(all_norms))
 
 
 def reason(error: Exception) -> str:

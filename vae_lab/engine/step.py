@@ -40,6 +40,18 @@ class Stepped(NamedTuple):
     norm: Float[Tensor, ""] | None  # of the gradient, before it is clipped
 
 
+class Made(NamedTuple):
+    """What is known of some optimiser steps."""
+
+    terms: Float[Tensor, "k _"]  # of the data of all
+    size: int  # how many data a step has; the last may have fewer
+    norms: Sequence[Tensor | None] | Float[Tensor, " K"]  # of each one's gradient
+
+    def of(self, k: int) -> Stepped:
+        """Of one of them, counted from 0."""
+        return Stepped(self.terms[:, k * self.size : (k + 1) * self.size], self.norms[k])
+
+
 Figures = list[tuple[float, ...]]
 """The numbers that a step takes from elsewhere than tensors, of each group of parameters; see `Rule.numbers`."""
 
@@ -49,7 +61,7 @@ Stepper = Callable[[Batch, Tensor, bool], Stepped]
 Advance = Callable[[], None]
 """Counts an optimiser step; after it, the learning rates are those of the next."""
 
-Steps = Callable[[Block, Sequence[Tensor], Advance, Container[int]], list[Stepped]]
+Steps = Callable[[Block, Sequence[Tensor], Advance, Container[int]], Made]
 """Makes the optimiser steps of a block, given each batch's noise; calls the third once for each, when it has taken in
 the learning rates; the last: at which of them, counted from 0, the gradient's norm is wanted."""
 
