@@ -15,10 +15,11 @@ import test_resume
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, priors, schedules
 from vae_lab.engine import engines
-from vae_lab.engine.elementary import quickened, tanh
+from vae_lab.engine.elementary import QUICK, cross_entropy, quickened, tanh
 from vae_lab.engine.engines import Auto, Compiled, Eager
 from vae_lab.engine.step import Scored, Step, Stepped, Work
 from vae_lab.interfaces import Batch, Block
@@ -600,16 +601,29 @@ def test_cuda_graphs_make_the_eager_steps(capsys):
         torch.testing.assert_close(trained[1][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_the_quick_tanh_is_tanh():
+def test_the_quick_functions_are_what_they_stand_for():
     x = torch.cat([torch.linspace(-20, 20, 400_001), torch.logspace(-38, 0, 100_001), torch.tensor([0.0, torch.inf])])
     found, exact = tanh(x), x.double().tanh()
     assert ((found - exact).abs() <= 4e-7 * exact.abs()).all() and (found.abs() <= 1).all()
-    assert tanh(torch.tensor(torch.nan)).isnan()
+    y, nan = x.clamp(-100, 100).sort().values, torch.tensor(torch.nan)
+    for target in 0.0, 0.3, 1.0:
+        target = torch.tensor(target)
+        found = cross_entropy(y, target)
+        exact = binary_cross_entropy_with_logits(y.double(), target.double().expand_as(y), reduction="none")
+        # rounding is relative to the sum's terms; the least positive float32 is 1e-38
+        assert ((found - exact).abs() <= 1e-6 * (exact + y.clamp(min=0)) + 1e-38).all()
+    assert tanh(nan).isnan() and cross_entropy(nan, nan).isnan()
 
 
-def test_the_quick_tanh_is_taken_for_float32_alone():
+def test_the_quick_functions_are_taken_for_float32_alone():
+    def some(x):
+        return binary_cross_entropy_with_logits(torch.addmm(x[0], x, x.T).tanh(), x, reduction="none")
+
     for dtype, kept in (torch.float32, 0), (torch.float64, 1):
-        x = torch.randn(5, dtype=dtype)
-        graph = quickened(make_fx(lambda x: 2 * (x + 1).tanh(), tracing_mode="fake")(x))
-        assert len(graph.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)) == kept
-        torch.testing.assert_close(graph(x), 2 * (x + 1).tanh(), rtol=4e-7 + torch.finfo(dtype).eps, atol=0)
+        x = torch.rand(5, 5, dtype=dtype)
+        graph = quickened(make_fx(some, tracing_mode="fake")(x))
+        assert [len(graph.graph.find_nodes(op="call_function", target=target)) for target in QUICK] == [kept] * 3
+        torch.testing.assert_close(graph(x), some(x), rtol=1e-6 if dtype is torch.float32 else 1e-15, atol=0)
+    x = torch.rand(5)
+    mean = make_fx(lambda y, x: binary_cross_entropy_with_logits(y, x), tracing_mode="fake")(x, x.clone())
+    assert torch.equal(quickened(mean)(x, x), binary_cross_entropy_with_logits(x, x))

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from vae_lab import garbage, runs
 from vae_lab.checks import flag
-from vae_lab.commands import denormals
+from vae_lab.commands import machine
 from vae_lab.commands.tables import paths_list, plus_minus, results_table, shown
 from vae_lab.runs import identity, record
 
@@ -95,7 +95,7 @@ def train(
     with garbage.spared():
         if cfg.logger:  # W&B before torch: each of its classes has Python look through all modules that are there
             OmegaConf.to_container(cfg.logger, resolve=True)
-        denormals.flush()
+        machine.tune()
         from vae_lab.commands import training  # torch
 
     parts = training.assemble(cfg, together)  # the last that can be wrong with the configuration and the data
@@ -139,7 +139,7 @@ def train(
 def follow(cfg: DictConfig, folder: Path) -> None:
     """What a run's other processes do: train with the first, which has claimed the folder and keeps the record."""
     with garbage.spared():
-        denormals.flush()
+        machine.tune()
         from vae_lab.commands import training
 
     parts = training.assemble(cfg)

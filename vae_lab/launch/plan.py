@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import application, garbage
-from vae_lab.commands import denormals
+from vae_lab.commands import machine
 from vae_lab.runs import identity, record
 
 WRONG = (ValueError, HydraException, OmegaConfBaseException)
@@ -58,7 +58,7 @@ def plan(
                 if prepare is not None:
                     prepare()
                 with garbage.spared():
-                    denormals.flush()  # a launcher may run the jobs in this process
+                    machine.tune()  # a launcher may run the jobs in this process
                     from vae_lab.commands import check  # imports torch
 
                 check.values(found, seen)

@@ -17,7 +17,7 @@ from hydra.core.utils import setup_globals
 from vae_lab import application
 from vae_lab.callbacks import Preemption
 from vae_lab.callbacks.preemption import SIGNALS
-from vae_lab.commands import denormals, train
+from vae_lab.commands import machine, train
 from vae_lab.commands.training import Together
 from vae_lab.data.module import InMemory
 from vae_lab.engine.pack import Member, Pack, Unpacked
@@ -34,7 +34,7 @@ def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connectio
     """
     setup_globals()  # Hydra's own resolvers
     application.register_resolvers()
-    denormals.flush()
+    machine.tune()
     told: list[int] = []
     preemptions = [Preemption(listens=False) for _ in runs]
 

@@ -20,7 +20,7 @@ from benchmarks.contenders.lightning import Timer
 from vae_lab import hints
 from vae_lab.callbacks import Progress
 from vae_lab.cli import register_resolvers
-from vae_lab.commands import denormals, loggers, training
+from vae_lab.commands import loggers, machine, training
 from vae_lab.commands.common import build
 from vae_lab.interfaces import Batch
 
@@ -35,7 +35,7 @@ class Shipped(Contender):
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(1)
-        denormals.flush()
+        machine.tune()
         register_resolvers()
         warnings.filterwarnings("ignore")
         self.job, self.seed = job, -1

@@ -17,7 +17,7 @@ from benchmarks.contenders.shipped import scored
 from benchmarks.workloads import read
 from vae_lab import hints
 from vae_lab.cli import register_resolvers
-from vae_lab.commands import denormals, training
+from vae_lab.commands import machine, training
 from vae_lab.commands.common import build
 from vae_lab.engine.engines import Call, Replay, cache_folder, inductor
 from vae_lab.engine.stack import Asked, Stack
@@ -35,7 +35,7 @@ class Stacked(Contender):
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(1)
-        denormals.flush()
+        machine.tune()
         register_resolvers()
         self.job = job
         with initialize_config_dir(str(hints.CONF), version_base="1.3"):
