@@ -41,17 +41,18 @@ def test_a_run_goes_through_its_states(tmp_path):
         assert found == "new" and record.state(folder) == "running"
         record.begin(folder, FINGERPRINT, ["d=2"])
         assert record.state(folder) == "running"
-        record.end(folder, "partial", 1.5)
+        record.end(folder, "partial", 1.5, peaks={"peak_mib": 30, "gpu_peak_mib": 10})
     assert record.state(folder) == "partial"
     with record.claim(folder) as found:
         assert found == "partial"
         record.begin(folder, FINGERPRINT, ["d=2"], "checkpoints/last.ckpt", "id")
-        record.end(folder, "finished", 2.0, {"test/elbo": -1.0}, -2.0)
+        record.end(folder, "finished", 2.0, {"test/elbo": -1.0}, -2.0, peaks={"peak_mib": 20, "gpu_peak_mib": 40})
         assert record.state(folder) == "finished"
     known = record.read(folder)
     assert record.state(folder) == "finished"
     assert known["seconds"] == 3.5 and known["attempts"] == 2 and known["value"] == -2.0
     assert known["results"] == {"test/elbo": -1.0} and known["fingerprint"] == FINGERPRINT
+    assert (known["peak_mib"], known["gpu_peak_mib"]) == (30, 40)  # the greatest of both processes
     assert known["host"] == HERE and known["pid"] == os.getpid() and known["started"] <= known["ended"]
     assert {"python", "torch", "vae-lab", "pytorch-lightning"} == known["versions"].keys()
     assert list(folder.iterdir()) == [folder / record.RECORD]  # no lock is left

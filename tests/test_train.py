@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -108,6 +109,8 @@ def test_a_run_leaves_everything_in_its_folder(run):
     assert environment["packages"]["torch"] == torch.__version__ and "objective.V=3" in environment["overrides"]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["test/elbo"] == pytest.approx(metrics["test/rec"] - metrics["test/kl"], abs=1e-4)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # on Linux
+    assert 100 < json.loads((run / "run.json").read_text())["peak_mib"] <= used
     assert {"train/elbo", "val/elbo", "val/kl_dim/0", "train/grad_norm", "train/images_per_second"} <= set(metrics)
 
 

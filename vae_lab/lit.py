@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
 from vae_lab.engine.engines import Eager, Engine
-from vae_lab.engine.step import Made, Stepped, Work
+from vae_lab.engine.step import Made, Noises, Stepped, Work
 from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import Batch, Block, Terms
 from vae_lab.metrics import Moments, bits_per_dim
@@ -340,13 +340,13 @@ class LitVAE(pl.LightningModule):
         D = math.prod(self.vae.shape)
         return {} if self.levels is None else {"bits_per_dim": bits_per_dim(elbo, D, self.levels)}
 
-    def noises(self, block: Block) -> list[Float[Tensor, "V B d"]]:
+    def noises(self, block: Block) -> Noises:
         """The noise of each batch of a block in training, the same whatever the block's size."""
         x, V, d = block.rows.x, self.objective.samples, self.vae.d
         # torch fills by groups of 16 on a CPU: then all at once is the same as one after another
         if x.device.type != "cpu" or V * block.size * d % 16 or len(x) % block.size:
             return [self.draw(batch, self.noise) for batch in block]
-        return [*torch.randn((len(block), V, block.size, d), generator=self.noise, dtype=x.dtype).unbind()]
+        return torch.randn((len(block), V, block.size, d), generator=self.noise, dtype=x.dtype)
 
     def draw(self, batch: Batch, noise: torch.Generator) -> Float[Tensor, "V B d"]:
         """The noise of a batch."""

@@ -1,6 +1,8 @@
 """What a process that trains wants of its machine."""
 
 import ctypes
+import resource
+import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt(3)
 
@@ -16,3 +18,15 @@ def tune() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc
         for option, size in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26)):
             mallopt(option, size)
+
+
+def peaks() -> dict[str, int]:
+    """The most memory that this process has had, in MiB: `peak_mib` of the machine's, and `gpu_peak_mib` of a GPU's.
+    Runs that are trained together have one process."""
+    import torch
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    found = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    if torch.cuda.is_initialized():
+        found["gpu_peak_mib"] = torch.cuda.max_memory_reserved() // 2**20
+    return found

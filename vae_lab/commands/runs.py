@@ -106,7 +106,7 @@ def show(selected: Sequence[Run]) -> int:
         rows = {"command": command(known), "state": run.facts["state"]}
         if run.facts["state"] == "running" and (lock := record.alive(run.folder)):
             rows["state"] = f"running: process {lock['pid']} on {lock['host']}"
-        names = ("error", "fingerprint", "started", "ended", "seconds", "attempts", "host")
+        names = ("error", "fingerprint", "started", "ended", "seconds", "peak_mib", "gpu_peak_mib", "attempts", "host")
         rows |= {name: short(known[name]) for name in names if known.get(name) is not None}
         rows["versions"] = ", ".join(f"{name} {value}" for name, value in known.get("versions", {}).items())
         results = known.get("results") or {}

@@ -128,7 +128,7 @@ def train(
         ended, error = ("partial", None) if record.interrupted(failure) else (ended, error)
         raise
     finally:
-        record.end(folder, ended, perf_counter() - start, metrics, value, error)
+        record.end(folder, ended, perf_counter() - start, metrics, value, error, machine.peaks())
         if ended == "partial":
             again = shlex.join(["vae-lab", "train", *arguments])
             print(f"stopped; the same command goes on from there: {again}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from vae_lab.data.sampling import Sampling
 from vae_lab.interfaces import Batch, Block
 from vae_lab.seeds import generator
 
-ROOM = 2**25
+ROOM = 2**24
 """The most bytes that the data of a block take."""
 
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
-from vae_lab.engine.step import Advance, Made, Step, Stepped, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work
 from vae_lab.interfaces import Block
 
 Call = Callable[..., Sequence[Tensor]]
@@ -118,7 +118,7 @@ class OneByOne:
     def __init__(self, step: Stepper) -> None:
         self.step = step
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
+    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
         found = list[Stepped]()
         for k, (batch, noise) in enumerate(zip(block, eps, strict=True)):
             found.append(self.step(batch, noise, k in norms))
@@ -137,7 +137,7 @@ class CompiledSteps:
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
-    def __call__(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
+    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
         full = len(block.rows.x) // self.B
         some, rest = block.at(full)
         figures = []

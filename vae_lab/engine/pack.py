@@ -11,11 +11,10 @@ from typing import NamedTuple, final
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor
 
 from vae_lab.engine.engines import Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
-from vae_lab.engine.step import Advance, Made, Step, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work
 from vae_lab.interfaces import Block
 
 Room = Callable[[], AbstractContextManager[None]]
@@ -212,10 +211,10 @@ class Member(Engine):
         work.tell(f"engine: {self.said}")
         return OneByOne(eager) if self.alone else self.ask
 
-    def ask(self, block: Block, eps: Sequence[Tensor], advance: Advance, norms: Container[int]) -> Made:
+    def ask(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
         """Has the steps made with those of the others."""
         figures, found = [], list[Made]()
-        for _ in eps:
+        for _ in range(len(eps)):
             self.t += 1
             figures.append(self.mine.figures(self.t))
             advance()

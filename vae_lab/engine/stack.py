@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx import GraphModule
 
-from vae_lab.engine.step import Figures, Step, Work, plain, traced
+from vae_lab.engine.step import Figures, Noises, Step, Work, plain, traced
 from vae_lab.interfaces import Batch, Block
 
 SAME = 1e-9
@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     """The optimiser steps of a block that a model wants to make."""
 
     block: Block
-    eps: Sequence[Float[Tensor, "V B d"]]  # of each step
+    eps: Noises
     figures: Sequence[Figures]  # of each step
 
 
@@ -123,7 +123,8 @@ class Stack:
             # the loss is a mean over the batch; a datum that only fills it up has no share in that
             room["share"][:full, i] = 1 / B
             if full:
-                room["eps"][:full, i, ..., :d] = torch.stack(list(eps[:full]))
+                noise = eps[:full]
+                room["eps"][:full, i, ..., :d] = noise if isinstance(noise, Tensor) else torch.stack(list(noise))
             if full < K:
                 b = len(block.rows.x) - full * B
                 for name, v in some.items():

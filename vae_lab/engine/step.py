@@ -61,8 +61,11 @@ Stepper = Callable[[Batch, Tensor, bool], Stepped]
 Advance = Callable[[], None]
 """Counts an optimiser step; after it, the learning rates are those of the next."""
 
-Steps = Callable[[Block, Sequence[Tensor], Advance, Container[int]], Made]
-"""Makes the optimiser steps of a block, given each batch's noise; calls the third once for each, when it has taken in
+Noises = Sequence[Tensor] | Tensor
+"""The noise [V, B, d] of each batch of a block."""
+
+Steps = Callable[[Block, Noises, Advance, Container[int]], Made]
+"""Makes the optimiser steps of a block, given its noise; calls the third once for each, when it has taken in
 the learning rates; the last: at which of them, counted from 0, the gradient's norm is wanted."""
 
 

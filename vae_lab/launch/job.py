@@ -19,9 +19,8 @@ RANK = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_
 PLACING = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 """What says where and how a sweep runs, and is none of a job's business."""
 
-KEEPING = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=1073741824"
-"""Has glibc keep the memory of a step for the next one, in huge pages; else the gradients of each step are mapped anew,
-page by page. A twentieth of an MLP's step on a CPU."""
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Has glibc ask for huge pages, which only the environment can tell it."""
 
 INTERRUPTED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -65,7 +64,7 @@ def environment(devices: Sequence[int | str] | None = None, threads: int | None 
         env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    env.setdefault("GLIBC_TUNABLES", KEEPING)
+    env.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     return env
 
 

@@ -146,6 +146,7 @@ def begin(
         "started": before.get("started") or _now(),
         "ended": None,
         "seconds": before.get("seconds") or 0.0,
+        **{name: size for name, size in before.items() if name.endswith("peak_mib")},
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
@@ -166,10 +167,16 @@ def end(
     results: Mapping[str, float | None] | None = None,
     value: float | None = None,
     error: str | None = None,
+    peaks: Mapping[str, int] | None = None,
 ) -> None:
-    """Records how training ended, `seconds` after `begin`: finished with results, partial, or failed with an error."""
+    """Records how training ended, `seconds` after `begin`: finished with results, partial, or failed with an error.
+
+    Args:
+        peaks: of memory, by name; of a run that has gone on, the greatest of all its processes' count
+    """
     before = read(folder) or {}
     content = {"state": state, "ended": _now(), "seconds": round(before.get("seconds", 0.0) + seconds, 3)}
+    content |= {name: max(size, before.get(name) or 0) for name, size in (peaks or {}).items()}
     write(folder / RECORD, before | content | {"results": dict(results or {}), "value": value, "error": error})
 
 
