@@ -390,7 +390,7 @@ class Send(pl.Callback):
     def count(self, *args):
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)  # in this thread
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
