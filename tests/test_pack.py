@@ -35,7 +35,7 @@ def together(*runs, **more):
 def each(*runs, rtol=1e-5, **more):
     """Whether runs come to the same together and alone."""
     packed, told = together(*runs, **more)
-    assert len(told) == len(runs) and all(f"packed with {len(runs) - 1} other runs" in line for line in told), told
+    assert len(told) == len(runs) and all(f"one of {len(runs)} runs that are packed" in line for line in told), told
     for run, result in zip(runs, packed, strict=True):
         same(train(Eager(), **run, **more), result, rtol)
 
@@ -79,7 +79,7 @@ def test_a_run_that_is_done_leaves_the_others():
         {"vae": make(seed=i, dtype=torch.float64), "objective": Elbo(1), "steps": n} for i, n in enumerate((4, 9, 20))
     ]
     packed, told = together(*runs)
-    assert len(told) == 3 and all("packed with 2 other runs" in line for line in told)
+    assert len(told) == 3 and all("one of 3 runs that are packed" in line for line in told)
     for run, result in zip(runs, packed, strict=True):
         same(train(Eager(), **run), result, 1e-9)
 
@@ -88,7 +88,7 @@ def test_a_run_that_breaks_leaves_the_others():
     runs = [{"vae": make(seed=i), "objective": Elbo(1)} for i in range(3)]
     runs[1]["schedule"] = lambda optimizer, steps: 1 / 0
     (one, broken, other), told = together(*runs)
-    assert isinstance(broken, ZeroDivisionError) and all("packed with 1 other runs" in line for line in told)
+    assert isinstance(broken, ZeroDivisionError) and all("one of 2 runs that are packed" in line for line in told)
     for run, result in zip(runs[::2], (one, other), strict=True):
         same(train(Eager(), **run), result, 1e-5)
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_stacked_leaves_before_it_begins():
     runs[1]["obstacle"], runs[2]["optimizer"] = "of this", partial(torch.optim.RMSprop, lr=1e-3)
     (one, hindered, ruleless, other), told = sweeping(*runs)
     assert hindered == "of this" and ruleless == "optimizer RMSprop has no compiled form"
-    assert len(told) == 2 and all("packed with 1 other runs" in line for line in told)
+    assert len(told) == 2 and all("one of 2 runs that are packed" in line for line in told)
     for run, result in zip(runs[::3], (one, other), strict=True):
         same(train(Eager(), **run), result, 1e-9)
 
@@ -195,7 +195,7 @@ def test_where_nothing_can_be_compiled_runs_are_packed_nonetheless():
     for run in runs:
         pack.add(lambda engine, run=run: found.append(train(engine, told=told.append, **run)), nullcontext)
     pack.run()
-    assert told == ["engine: packed with 1 other runs, not compiled, as RuntimeError: no compiler"] * 2
+    assert told == ["engine: one of 2 runs that are packed, not compiled, as RuntimeError: no compiler"] * 2
     for run, result in zip(runs, found, strict=True):
         same(train(Eager(), **run), result, 1e-9)
 

@@ -157,14 +157,14 @@ def test_a_packed_run_is_a_run_like_any_other():
     """Also where d differs; finished in a pack, it is finished for the pool, and the other way round."""
     cells = [*SMALL, "trainer.max_epochs=3", "d=2,3", "likelihood.s2=0.1,0.5"]
     done = sweep(*cells)
-    assert done.returncode == 0 and done.stdout.count("CPU, packed with ") == 4, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("CPU, one of ") == 4, done.stdout + done.stderr
     alone = sweep(*cells, launcher="pool", outputs="alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     packed, others = by_fingerprint("outputs"), by_fingerprint("alone")
     assert packed.keys() == others.keys() and len(packed) == 4
     for name, run in packed.items():
         equal(run, others[name], 1e-4)
-        assert "engine: packed with " in log(run)
+        assert "engine: one of 2 runs that are packed" in log(run)
         assert log(run).startswith(f"$ {sys.executable} -m vae_lab.cli train ") and "test/elbo" in log(run)
         kept = [json.loads((r / "run.json").read_text()) for r in (run, others[name])]
         for a in kept:
@@ -237,7 +237,7 @@ def test_a_member_that_stops_early_leaves_the_others():
         assert done.returncode == 0, done.stdout + done.stderr
     alone, epochs = by_fingerprint("basic"), {}
     for name, run in by_fingerprint("packed").items():
-        assert "packed with 2 other runs" in log(run)
+        assert "one of 3 runs that are packed" in log(run)
         equal(run, alone[name], 1e-4)
         epochs[read_config(run)["optimizer"]["lr"]] = sum("val/elbo" in row for row in rows(run))
     assert epochs == {1e-7: 3, 1e-3: 6, 2e-3: 6}
@@ -258,7 +258,7 @@ def test_the_trials_of_a_study_are_packed_and_pruned():
         run = Path("outputs") / trial.user_attrs["run"]
         epochs = trial.user_attrs["pruned"] if trial in pruned else 3
         assert record.state(run) == ("partial" if trial in pruned else "finished")
-        assert log(run).count("$ ") == 1 and "packed with 2 other runs" in log(run)
+        assert log(run).count("$ ") == 1 and "one of 3 runs that are packed" in log(run)
         assert sum("val/elbo" in row for row in rows(run)) == len(trial.intermediate_values) == epochs
 
 
@@ -300,7 +300,9 @@ def test_a_group_does_not_wait_for_another_process():
         process = started(*QUICK, "seed=1,2,3", "wait=true")
         until(lambda: [record.state(run) for run in runs_in("outputs")] == ["finished"] * 2)
     text = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "3 runs: 3 finished" in text and text.count("packed with 1 others") == 2, text
+    assert process.returncode == 0 and "3 runs: 3 finished" in text and text.count("one of 2 that are packed") == 2, (
+        text
+    )
 
 
 @pytest.mark.slow

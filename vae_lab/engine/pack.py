@@ -127,7 +127,7 @@ class Pack:
         self.stack, self.slots, self.held = stack, slots, list(stack.held.values())
         self.call = Replay(call, self.held) if device.type == "cuda" else call
         for member in together:
-            member.said = f"packed with {len(together) - 1} other runs, {how}"
+            member.said = f"one of {len(together)} runs that are packed, {how}"
 
     def step(self, together: Sequence["Member"]) -> None:
         """Makes as many steps of each run as all have asked for."""

@@ -152,7 +152,7 @@ class Packed:
                         process, told[min(group)] = self.start(group, slot, server)
                         running[min(group)] = Job(slot, process)
                         for i in group:
-                            board.start(i, f"{slot}, packed with {len(group) - 1} others")
+                            board.start(i, f"{slot}, one of {len(group)} that are packed")
                     until = time.monotonic() + LOOK
                     while time.monotonic() < until and not arrived and not ended(running):
                         time.sleep(TICK)
