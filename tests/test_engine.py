@@ -293,6 +293,19 @@ def test_a_missing_compiler_is_told(monkeypatch):
     assert "install g++" in line
 
 
+def test_a_compiler_that_does_not_know_the_instructions_is_asked_for_those_it_knows(monkeypatch):
+    asked = []
+
+    def compile(graph, given, options):
+        asked.append(options)
+        return graph if "cpp.vec_isa_ok" not in options else 1 / 0
+
+    monkeypatch.setattr(torch._inductor, "compile", compile)
+    one = make_fx(torch.neg)(torch.ones(1))
+    assert engines.inductor(one, [torch.ones(1)])(torch.ones(1)) == -1
+    assert asked[0] == asked[1] | {"cpp.vec_isa_ok": True}
+
+
 def test_a_compiler_that_fails_is_no_harm():
     def broken(graph, given):
         raise RuntimeError("a\nb")

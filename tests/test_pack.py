@@ -200,6 +200,21 @@ def test_where_nothing_can_be_compiled_runs_are_packed_nonetheless():
         same(train(Eager(), **run), result, 1e-9)
 
 
+def test_what_was_compiled_before_repays_sooner(tmp_path):
+    compiled = []
+
+    def compiler(graph, given):
+        compiled.append(len(given))
+        return graph
+
+    for steps, times in ((100, 0), (0, 1), (100, 2), (1000, 2)):  # these runs make 28
+        pack = Pack(steps, str(tmp_path), compiler)
+        for run in of(2, 2, objective=Elbo(1)):
+            pack.add(lambda engine, run=run: train(engine, **run), nullcontext)
+        pack.run()
+        assert len(compiled) == times
+
+
 def test_a_stack_that_cannot_be_made_anew_is_no_other_stack(monkeypatch):
     """Steps of fewer models would move others than those that ask for them."""
     made = []

@@ -97,6 +97,23 @@ def test_a_sweep_of_finished_cells_imports_and_starts_nothing(tmp_path):
     assert "2 runs: 0 finished, 2 skipped" in python(FINISHED, " ".join(HEAVY), folder=tmp_path)
 
 
+WRONG = """
+import sys
+from vae_lab.cli import main
+try:
+    main(["train", "-m", "d=2,0", "hydra/launcher=pool"])
+except SystemExit as stop:
+    print(stop)
+loaded = set(sys.argv[1].split()) & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_the_values_of_a_sweep_are_checked_where_torch_is_imported_anyway(tmp_path):
+    said = python(WRONG, " ".join(HEAVY), folder=tmp_path)
+    assert "cell 2 of 2 (d=0): d must be" in said and not any(tmp_path.iterdir()), said
+
+
 @pytest.fixture
 def seen(tmp_path, monkeypatch):
     """What the runs and sweeps of commands are given, in their order."""

@@ -25,6 +25,7 @@ import atexit, ctypes, gc, json, multiprocessing, os, random, signal, sys, time
 
 def nothing(): pass
 def number(): return 3
+def who(a, b): return a + b, "pytest" in sys.modules
 def leaves(): sys.exit(7)
 def words(): sys.exit("its last words")
 def breaks(): raise ValueError("what was wrong")
@@ -156,6 +157,18 @@ def test_where_there_is_another_server_each_is_a_fresh_process(server, errands):
         assert run(second, errands.breaks)[0] == 1
     check_as_fresh(common, env)
     assert run(server, errands.number)[0] == 3  # which has not been ended
+
+
+def test_what_is_called_there_comes_back(server, errands):
+    assert server.call(errands.who, 1, 2) == (3, False)
+    with Server(THREADS) as second:  # there is one already
+        assert second.call(errands.who, 1, 2) == (3, True)
+
+
+def test_what_breaks_there_breaks_here(server, errands):
+    with pytest.raises(ValueError, match="what was wrong"):
+        server.call(errands.breaks)
+    assert server.call(errands.who, 1, 2) == (3, False)
 
 
 # --- and nobody else's affair

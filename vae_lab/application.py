@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -115,7 +116,8 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
 
 
 def register_resolvers() -> None:
-    """The functions that our YAML files call; each imports what it needs only when it is called."""
+    """The functions that YAML files call, Hydra's and ours; each imports what it needs only when it is called."""
+    setup_globals()
     OmegaConf.register_new_resolver("run_name", identity.run_name, replace=True)
     OmegaConf.register_new_resolver("folder_name", identity.readable, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)

@@ -192,15 +192,22 @@ class Replay:
 
 def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
     """A graph compiled by torch's Inductor, without Dynamo: its guards would take a third of a small model's step."""
-    from torch._inductor import compile  # takes a second to import
+    from torch._inductor import compile, cpu_vec_isa  # takes a second to import
 
+    cpu = given[0].device.type == "cpu"
     # random numbers that a part draws are to be those of the eager step
     options: dict[str, bool] = {"fallback_random": True}
-    if given[0].device.type == "cpu":
+    if cpu:
         # its layouts cost convolutions more than they win
         options |= {"cpp_wrapper": True, "layout_optimization": False}
         graph = quickened(graph)
-    return compile(graph, [*given], options=options)
+    try:  # a CPU tells its instructions; whether the C++ compiler knows them, it takes a second to find out
+        return compile(graph, [*given], options=options | ({"cpp.vec_isa_ok": True} if cpu else {}))
+    except Exception:
+        if not cpu:
+            raise
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        return compile(graph, [*given], options=options)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """The runs of a sweep that differ in numbers alone, trained as one stacked model in one process; the others as jobs."""
 
-import copy
 import json
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, final
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vae_lab import application
 from vae_lab.checks import number, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
 from vae_lab.launch.job import Outcome
-from vae_lab.launch.plan import Cell, configs
+from vae_lab.launch.plan import Call, Cell, configs, here
 from vae_lab.launch.pool import TICK, Device, Job, Pool, Slot, ended, signals, stop, warm_server
 from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
@@ -77,7 +78,7 @@ class Packed:
         slots = self.pool.slots(config)
         with warm_server(slots) as server:
             place = partial(self.run, config, slots, server)
-            return sweep.launch(config, overrides_of_cells, len(slots), place, server.prepare)
+            return sweep.launch(config, overrides_of_cells, len(slots), place, server.call)
 
     def run(
         self,
@@ -97,25 +98,26 @@ class Packed:
             for i, cfg in found.items()
             if isinstance(cfg, DictConfig) and record.state(cells[i].folder) != "running"
         }
-        groups = self.groups(planned, slots)
+        groups = self.groups(planned, slots, server.call)
         runs = {i: described(planned[i], cells[i], config, inherited) for group in groups for i in group}
         self.train([{i: runs[i] for i in group} for group in groups], slots, cells, board, server)
         rest = [i for i in waiting if i not in board.outcomes]
         if rest and board.signal is None:
             self.pool.run(slots, cells, rest, inherited, board, server)
 
-    def groups(self, runs: dict[int, DictConfig], slots: Sequence[Slot]) -> list[list[int]]:
+    def groups(self, runs: dict[int, DictConfig], slots: Sequence[Slot], call: Call = here) -> list[list[int]]:
         """The runs that are to be trained as one, by their numbers: at least two in each."""
         alike: dict[str, list[int]] = {}
         for i, cfg in runs.items():
             if (kind := kind_of(cfg)) is not None:
                 alike.setdefault(kind, []).append(i)
-        found = []
-        for members in alike.values():
-            if slots[0].devices is None and flops(runs[members[0]]) > self.flops:
-                continue
+        found, several = [], [members for members in alike.values() if len(members) > 1]
+        if several and slots[0].devices is None:
+            sizes = call(flops, [runs[members[0]] for members in several])
+            several = [members for members, size in zip(several, sizes, strict=True) if size <= self.flops]
+        for members in several:
             n = max(-(-len(members) // self.size), min(len(slots), len(members) // 2))  # groups
-            found += [members[k::n] for k in range(n) if len(members[k::n]) > 1] if n else []
+            found += [members[k::n] for k in range(n) if len(members[k::n]) > 1]
         return found
 
     def train(
@@ -212,7 +214,7 @@ def described(cfg: DictConfig, cell: Cell, config: DictConfig, inherited: list[s
     if cfg.logger and "settings" in cfg.logger:
         with open_dict(cfg):
             cfg.logger.settings.reinit = "create_new"  # each run of the process has a W&B run of its own
-    alone = OmegaConf.create({"hydra": copy.deepcopy(config.hydra)})
+    alone: Any = OmegaConf.create({"hydra": pickle.loads(pickle.dumps(config.hydra))})  # a quicker copy than deepcopy's
     OmegaConf.set_readonly(alone.hydra, False)
     alone.hydra.overrides.task = list(cell.overrides)
     alone.hydra.mode = "RUN"
@@ -254,9 +256,11 @@ def unused_d(cfg: DictConfig) -> bool:
     return elbo and plain and not objective.free_bits
 
 
-def flops(cfg: DictConfig) -> float:
-    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum."""
+def flops(found: Sequence[DictConfig]) -> list[float]:
+    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum; of each
+    configuration."""
     from vae_lab.commands import training  # torch
 
-    vae = training.build_vae(OmegaConf.create(cfg))
-    return 6.0 * cfg.sampling.batch_size * sum(p.numel() for p in vae.parameters())
+    application.register_resolvers()
+    sizes = [sum(p.numel() for p in training.build_vae(OmegaConf.create(cfg)).parameters()) for cfg in found]
+    return [6.0 * cfg.sampling.batch_size * size for cfg, size in zip(found, sizes, strict=True)]

@@ -19,6 +19,14 @@ from vae_lab.runs import identity, record
 WRONG = (ValueError, HydraException, OmegaConfBaseException)
 """What a mistake in a cell's configuration raises."""
 
+Call = Callable[..., Any]
+"""Has a module's function called with some arguments, maybe in another process."""
+
+
+def here(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    """Calls a function in this process."""
+    return function(*arguments)
+
 
 class Cell(NamedTuple):
     """One job of a sweep: a run."""
@@ -34,7 +42,7 @@ def plan(
     config: DictConfig,
     overrides_of_cells: Sequence[Sequence[str]],
     build: bool = True,
-    prepare: Callable[[], None] | None = None,
+    call: Call = here,
 ) -> list[Cell]:
     """The cells of the sweep that Hydra has composed `config` for, in their order.
 
@@ -45,9 +53,9 @@ def plan(
         config: the sweep's, with its `hydra` node
         overrides_of_cells: what each cell was asked for
         build: whether parts are built
-        prepare: called before the first parts are built, which takes seconds
+        call: where that is done
     """
-    cells, seen = [], set[str]()
+    cells, unknown = list[Cell](), dict[int, DictConfig]()
     for overrides, found in zip(overrides_of_cells, configs(config, overrides_of_cells), strict=True):
         cell = Cell(list(overrides))
         try:
@@ -55,17 +63,32 @@ def plan(
                 raise found
             cell = located(found, cell.overrides)
             if build and cell.state != "finished":
-                if prepare is not None:
-                    prepare()
-                with garbage.spared():
-                    machine.tune()  # a launcher may run the jobs in this process
-                    from vae_lab.commands import check  # imports torch
-
-                check.values(found, seen)
+                unknown[len(cells)] = found
         except WRONG as error:
             cell = cell._replace(error=application.explain(error, "train", overrides))
         cells.append(cell)
+    if unknown:
+        asked = [cells[i].overrides for i in unknown], list(unknown.values())
+        for i, wrong in zip(unknown, call(checked, *asked), strict=True):
+            cells[i] = cells[i]._replace(error=wrong)
     return cells
+
+
+def checked(overrides_of_cells: Sequence[Sequence[str]], found: Sequence[DictConfig]) -> list[str | None]:
+    """What is wrong with the values of each cell, whose configuration was `found`; imports torch."""
+    application.register_resolvers()
+    with garbage.spared():
+        machine.tune()  # a launcher may run the jobs in this process
+        from vae_lab.commands import check
+
+    errors, seen = list[str | None](), set[str]()
+    for overrides, cfg in zip(overrides_of_cells, found, strict=True):
+        try:
+            check.values(cfg, seen)
+            errors.append(None)
+        except WRONG as error:
+            errors.append(application.explain(error, "train", overrides))
+    return errors
 
 
 def located(cfg: DictConfig, overrides: list[str]) -> Cell:

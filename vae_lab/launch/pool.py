@@ -82,7 +82,7 @@ class Pool:
             return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
         with warm_server(slots) as server:
             place = partial(self.run, slots, server=server)
-            return sweep.launch(config, overrides_of_cells, len(slots), place, server.prepare)
+            return sweep.launch(config, overrides_of_cells, len(slots), place, server.call)
 
     def slots(self, config: DictConfig) -> list[Slot]:
         """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from vae_lab.launch import job
 from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
-from vae_lab.launch.plan import Cell, plan, refuse
+from vae_lab.launch.plan import Call, Cell, here, plan, refuse
 from vae_lab.runs import record, sweeps
 
 
@@ -29,7 +29,7 @@ def launch(
     overrides_of_cells: Sequence[Sequence[str]],
     slots: int,
     place: Place,
-    prepare: Callable[[], None] | None = None,
+    call: Call = here,
 ) -> list[JobReturn]:
     """Runs a sweep; the result of each cell, for Hydra's sweepers.
 
@@ -40,13 +40,13 @@ def launch(
         overrides_of_cells: what each cell was asked for
         slots: how many jobs run at a time
         place: what runs them
-        prepare: called once it is known that one of them has to run, while they are still being planned
+        call: see `plan`
     Raises:
         ValueError: if something is wrong with any cell, before the first one starts.
         SystemExit: with 128 + n, if signal n ended the sweep.
     """
     check = config.get("check")
-    cells = plan(config, overrides_of_cells, prepare=None if check else prepare)
+    cells = plan(config, overrides_of_cells, call=here if check else call)
     refuse(cells)
     if check:
         from vae_lab.launch import look

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import IO
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
 
 from vae_lab import application
 from vae_lab.callbacks import Preemption
@@ -32,7 +31,6 @@ def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connectio
         steps, cache: as of `Pack`
         unpacked: is sent the number of each run that cannot be trained with the others, and why; it has not begun
     """
-    setup_globals()  # Hydra's own resolvers
     application.register_resolvers()
     machine.tune()
     told: list[int] = []

@@ -15,18 +15,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import connection, forkserver, resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, TracebackType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from vae_lab.launch import job
 
 _server: Any = forkserver._forkserver  # multiprocessing's one, which has no public name
+
+T = TypeVar("T")
 
 LOST = 255  # what multiprocessing says of a process whose server has been killed
 OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # of a whole process group; the server ends with the sweep
@@ -88,7 +90,7 @@ class Server:
         if _server._forkserver_pid is not None:
             self.forks = False  # there is one that is somebody else's
             return
-        forkserver.set_forkserver_preload(["vae_lab.launch.preloaded", *self.modules])
+        forkserver.set_forkserver_preload(["vae_lab.launch.leaving", "vae_lab.launch.preloaded", *self.modules])
         resource_tracker.ensure_running()  # here, as it unblocks signals
         # TORCH_WARM_POOL: importing torch's compiler starts no processes
         environment = job.environment(threads=self.threads) | {"TORCH_WARM_POOL": "0"}
@@ -120,19 +122,33 @@ class Server:
                 self.forks = False
         return self.launch("spawn", env, work, arguments, log, env)
 
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a module's function comes to, which imports what takes seconds: in a process of its own, if one can be
+        forked, as the server imports the same; else in this one."""
+        self.prepare()
+        if self.forks and self.environment is not None:
+            ours, its = Pipe(duplex=False)
+            with ours, suppress(OSError, EOFError):
+                with its:
+                    self.launch(
+                        "forkserver", self.environment, answer, (its, function, arguments), None, self.environment
+                    )
+                return ours.recv()
+        return function(*arguments)
+
     def launch(
         self,
         method: str,
         inherited: Mapping[str, str],
         work: Callable[..., int | None],
         arguments: tuple[object, ...],
-        log: Path,
+        log: Path | None,
         env: Mapping[str, str],
     ) -> Worker:
         """Starts a process by a method of multiprocessing's, with an environment to change into `env`."""
         context = multiprocessing.get_context(method)
         ready, told = context.Pipe(duplex=False)
-        made = (told, work, arguments, str(log), difference(inherited, env))
+        made = (told, work, arguments, log and str(log), difference(inherited, env))
         process: BaseProcess = context.Process(target=begin, args=made, name="MainProcess")  # type: ignore[attr-defined]
         with ready:
             with told, disguised(inherited), blocked():
@@ -145,16 +161,17 @@ def begin(
     ready: Connection,
     work: Callable[..., int | None],
     arguments: tuple[object, ...],
-    log: str,
+    log: str | None,
     changed: Mapping[str, str | None],
 ) -> None:
     """What a process does that a server has started: it becomes what a fresh one is, and works."""
     if (torch := sys.modules.get("torch")) and torch.cuda._is_in_bad_fork():
         os._exit(1)  # some import has looked at the GPUs: a fresh process takes over
     os.setsid()  # a Ctrl-C is the sweep's to pass on; and its own processes end with it
-    with open(os.devnull, "rb") as nothing, open(log, "ab") as said:
-        for file, fd in ((nothing, 0), (said, 1), (said, 2)):
-            os.dup2(file.fileno(), fd)
+    if log is not None:
+        with open(os.devnull, "rb") as nothing, open(log, "ab") as said:
+            for file, fd in ((nothing, 0), (said, 1), (said, 2)):
+                os.dup2(file.fileno(), fd)
     change(changed)
     multiprocessing.set_start_method(None, force=True)
     if forkserver.get_inherited_fds() is not None:
@@ -182,6 +199,13 @@ def begin(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     sys.exit(status)  # type: ignore[arg-type]
+
+
+def answer(asked: Connection, function: Callable[..., object], arguments: Sequence[object]) -> None:
+    """Sends what a function comes to; who has asked may have been killed."""
+    found = function(*arguments)
+    with suppress(BrokenPipeError):
+        asked.send(found)
 
 
 def part() -> None:
