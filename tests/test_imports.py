@@ -106,7 +106,7 @@ KNOWN_BY = {
     "jinja2": {"report"},
     "PIL": {"report"},
     "pooch": {"data"},
-    "yaml": {"commands", "hints", "runs", "launch"},
+    "yaml": {"commands", "composing", "hints", "runs", "launch"},
     "zuko": {"posteriors"},
     "submitit": {"launch"},
     "ray": {"launch"},

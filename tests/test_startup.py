@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -167,6 +168,42 @@ def test_defaults_lists_may_interpolate(tmp_path):
     with composing.quick(), initialize_config_dir(str(tmp_path), version_base="1.3"):
         assert compose("train") == {"a": {"a": "one"}, "b": {"b": "one"}}
         assert compose("train", ["a=two"]) == {"a": {"a": "two"}, "b": {"b": "two"}}
+
+
+YAML = [
+    "a: 1e-3\nb: 1_000\nc: 2001-01-01\nd: [yes, ~, .inf, 0x1f, 1:30, '1', ???]\ne: ${a}\n",
+    "a: !!python/object/apply:pathlib.Path [b, c]",
+    "a: &x {b: 1}\nc: {<<: *x, d: 2}",
+    "# nothing",
+    "a: 1\na: 2",
+    "a: [1",
+    "a: b: c",
+    "a: !!python/name:os.system ''",
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_yaml_is_read_and_refused_as_omegaconf_does(text, tmp_path):
+    (file := tmp_path / "file.yaml").write_text(text)
+
+    def read():
+        try:
+            return str(OmegaConf.load(file)), str(OmegaConf.create(text))
+        except yaml.YAMLError as error:
+            return str(error)
+
+    ordinary = read()
+    with composing.quick():
+        assert read() == ordinary
+
+
+def test_what_is_parsed_once_is_resolved_anew():
+    with composing.quick():
+        for d in (2, 3):
+            cfg = OmegaConf.create({"d": d, "a": {"b": "${d}, ${oc.select:c.e}", "c": "${..d}"}, "c": {"e": "${d}"}})
+            assert (cfg.a.b, cfg.a.c) == (f"{d}, {d}", d)
+            cfg.d = 4
+            assert (cfg.a.b, cfg.a.c) == ("4, 4", 4)
 
 
 TRAINS = """

@@ -4,7 +4,6 @@ Every message begins with the argument's name, so that whoever knows where the a
 say) can put that before it: `s2 must be ...` becomes `likelihood.s2 must be ...`.
 """
 
-import difflib
 import math
 from collections.abc import Collection, Iterable
 from numbers import Real
@@ -55,5 +54,7 @@ def one_of(name: str, value: object, allowed: Collection[str]) -> str:
 
 def closest(word: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` where one of `allowed` is close to `word`, else nothing."""
+    import difflib  # only where something is wrong
+
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

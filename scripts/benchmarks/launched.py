@@ -115,8 +115,9 @@ def trainer(steps: int, device: str) -> list[str]:
 
 
 def environment(more: dict[str, str]) -> dict[str, str]:
-    """Of these commands: ours, but that launchers choose the threads."""
-    aside = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+    """Of these commands: ours, but that launchers choose the threads, and that our modules are compiled once, as those
+    of an installed package are."""
+    aside = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"}
     return {k: v for k, v in os.environ.items() if k not in aside} | {"WANDB_MODE": "offline"} | more
 
 

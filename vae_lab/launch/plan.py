@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab import application, garbage
-from vae_lab.commands import machine
 from vae_lab.runs import identity, record
 
 WRONG = (ValueError, HydraException, OmegaConfBaseException)
@@ -78,9 +77,9 @@ def checked(overrides_of_cells: Sequence[Sequence[str]], found: Sequence[DictCon
     """What is wrong with the values of each cell, whose configuration was `found`; imports torch."""
     application.register_resolvers()
     with garbage.spared():
-        machine.tune()  # a launcher may run the jobs in this process
-        from vae_lab.commands import check
+        from vae_lab.commands import check, machine
 
+        machine.tune()  # a launcher may run the jobs in this process
     errors, seen = list[str | None](), set[str]()
     for overrides, cfg in zip(overrides_of_cells, found, strict=True):
         try:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,8 @@ def noted(outputs: Path, cells: Sequence[Mapping[str, Any]], slots: int) -> Iter
     """
     for old in outputs.glob(f"{FOLDER}/*"):
         if old.is_dir() and not record.alive(old):
+            import shutil  # which imports all that it can compress with
+
             shutil.rmtree(old, ignore_errors=True)
     folder = outputs / FOLDER / f"{socket.gethostname()}-{os.getpid()}"
     try:
