@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, priors, schedules
 from vae_lab.engine import engines
-from vae_lab.engine.elementary import QUICK, cross_entropy, quickened, tanh
+from vae_lab.engine.elementary import QUICK, cross_entropy, quickened, sigmoid, tanh
 from vae_lab.engine.engines import Auto, Compiled, Eager
 from vae_lab.engine.step import Scored, Step, Stepped, Work
 from vae_lab.interfaces import Batch, Block
@@ -619,6 +619,8 @@ def test_the_quick_functions_are_what_they_stand_for():
     found, exact = tanh(x), x.double().tanh()
     assert ((found - exact).abs() <= 4e-7 * exact.abs()).all() and (found.abs() <= 1).all()
     y, nan = x.clamp(-100, 100).sort().values, torch.tensor(torch.nan)
+    exact = y.double().sigmoid()
+    assert ((sigmoid(y) - exact).abs() <= 4e-7 * exact + 1e-38).all()
     for target in 0.0, 0.3, 1.0:
         target = torch.tensor(target)
         found = cross_entropy(y, target)
@@ -626,17 +628,17 @@ def test_the_quick_functions_are_what_they_stand_for():
         terms = y.double().clamp(min=0), -target.double() * y.double(), y.double().abs().neg().exp().log1p()
         # rounding is relative to the sum's terms; the least positive float32 is 1e-38
         assert ((found - sum(terms)).abs() <= 4e-7 * sum(term.abs() for term in terms) + 1e-38).all()
-    assert tanh(nan).isnan() and cross_entropy(nan, nan).isnan()
+    assert tanh(nan).isnan() and cross_entropy(nan, nan).isnan() and sigmoid(nan).isnan()
 
 
 def test_the_quick_functions_are_taken_for_float32_alone():
     def some(x):
-        return binary_cross_entropy_with_logits(torch.addmm(x[0], x, x.T).tanh(), x, reduction="none")
+        return binary_cross_entropy_with_logits(torch.addmm(x[0], x, x.T).tanh(), x.sigmoid(), reduction="none")
 
     for dtype, kept in (torch.float32, 0), (torch.float64, 1):
         x = torch.rand(5, 5, dtype=dtype)
         graph = quickened(make_fx(some, tracing_mode="fake")(x))
-        assert [len(graph.graph.find_nodes(op="call_function", target=target)) for target in QUICK] == [kept] * 3
+        assert [len(graph.graph.find_nodes(op="call_function", target=target)) for target in QUICK] == [kept] * 4
         torch.testing.assert_close(graph(x), some(x), rtol=1e-6 if dtype is torch.float32 else 1e-15, atol=0)
     x = torch.rand(5)
     mean = make_fx(lambda y, x: binary_cross_entropy_with_logits(y, x), tracing_mode="fake")(x, x.clone())

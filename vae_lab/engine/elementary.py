@@ -8,6 +8,7 @@ errors were alike.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -23,33 +24,50 @@ TANH = (
 )
 """tanh(x) / x up to END, as a ratio of polynomials in x^2, to 6e-9."""
 LOG1P = (
-    (0.9999999808101905, 0.867171540945728, 0.12375605824289716),
-    (1.0, 1.36716958847989, 0.4740396960212652, 0.031092116403325102),
+    0.999999969881322,
+    -0.4999949314771429,
+    0.33319096893302025,
+    -0.24842982661194327,
+    0.1910600796230718,
+    -0.13663247539558984,
+    0.07822596516818754,
+    -0.029505243310420804,
+    0.005232694626075325,
 )
-"""log(1 + x) / x up to 1, as a ratio of polynomials in x, to 2e-8."""
+"""log(1 + x) / x up to 1, as a polynomial in x, to 3e-8."""
 
 
-def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """c_0 + c_1 x + c_2 x^2 + ..."""
+def decay(y: Tensor) -> Tensor:
+    """e^-|y|, to be called wherever it is used: what has several uses Inductor would write to memory, in a pass of its
+    own, whereas equal ones that meet in a loop are computed once."""
+    return (-y.abs()).exp()
+
+
+def polynomial(x: Callable[[], Tensor], coefficients: tuple[float, ...]) -> Tensor:
+    """c_0 + c_1 x() + c_2 x()^2 + ..."""
     *rest, b, a = coefficients
-    value = a * x + b
+    value = a * x() + b
     for c in reversed(rest):
-        value = value * x + c
+        value = value * x() + c
     return value
 
 
 def tanh(x: Tensor) -> Tensor:
     """tanh(x) of float32, to a relative 4e-7."""
     x = x.clamp(-END, END)
-    p, q = (polynomial(x * x, c) for c in TANH)
+    p, q = (polynomial(lambda: x * x, c) for c in TANH)
     return x * p / q
 
 
 def cross_entropy(y: Tensor, x: Tensor) -> Tensor:
     """-x log sigmoid(y) - (1 - x) log(1 - sigmoid(y)) = max(y, 0) - x y + log(1 + e^-|y|) of float32."""
-    e = (-y.abs()).exp()
-    p, q = (polynomial(e, c) for c in LOG1P)
-    return y.clamp(min=0) - x * y + e * p / q
+    e = partial(decay, y)
+    return y.clamp(min=0) - x * y + e() * polynomial(e, LOG1P)
+
+
+def sigmoid(y: Tensor) -> Tensor:
+    """1 / (1 + e^-y) of float32, by the exponential of `cross_entropy`, whose gradient it is."""
+    return torch.where(y < 0, decay(y), 1.0) / (1 + decay(y))
 
 
 def affine(b: Tensor, x: Tensor, W: Tensor) -> Tensor:
@@ -61,6 +79,7 @@ def affine(b: Tensor, x: Tensor, W: Tensor) -> Tensor:
 QUICK: dict[Callable[..., object], tuple[Callable[..., Tensor], int, tuple[object, ...]]] = {
     torch.ops.aten.tanh.default: (tanh, 1, ()),
     torch.ops.aten.binary_cross_entropy_with_logits.default: (cross_entropy, 2, (None, None, 0)),
+    torch.ops.aten.sigmoid.default: (sigmoid, 1, ()),
     torch.ops.aten.addmm.default: (affine, 3, ()),
 }
 """What is replaced by what; how many arguments it has, and what it is given besides: otherwise it stays."""

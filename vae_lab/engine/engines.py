@@ -194,18 +194,20 @@ def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
     """A graph compiled by torch's Inductor, without Dynamo: its guards would take a third of a small model's step."""
     from torch._inductor import compile, cpu_vec_isa  # takes a second to import
 
-    cpu = given[0].device.type == "cpu"
     # random numbers that a part draws are to be those of the eager step
-    options: dict[str, bool] = {"fallback_random": True}
-    if cpu:
-        # its layouts cost convolutions more than they win
-        options |= {"cpp_wrapper": True, "layout_optimization": False}
-        graph = quickened(graph)
+    options: dict[str, bool | str] = {"fallback_random": True}
+    if given[0].device.type != "cpu":
+        return compile(graph, [*given], options=options)
+    options |= {
+        "cpp_wrapper": True,
+        "layout_optimization": False,  # it costs convolutions more than it wins
+        # polynomials take half the instructions where a product and a sum are one
+        "cpp.enable_floating_point_contract_flag": "fast",
+    }
+    graph = quickened(graph)
     try:  # a CPU tells its instructions; whether the C++ compiler knows them, it takes a second to find out
-        return compile(graph, [*given], options=options | ({"cpp.vec_isa_ok": True} if cpu else {}))
+        return compile(graph, [*given], options=options | {"cpp.vec_isa_ok": True})
     except Exception:
-        if not cpu:
-            raise
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
         return compile(graph, [*given], options=options)
 
