@@ -66,7 +66,8 @@ class MLP(Decoder):
     def forward(
         self, z: Float[Tensor, "*lead d"], label: Int[Tensor, "*some"] | None = None
     ) -> Float[Tensor, "*lead_eta"]:
-        return self.net(with_label(z, label, self.classes)).unflatten(-1, eta_shape(self.shape, self.outputs))
+        lead, z = z.shape[:-1], with_label(z, label, self.classes)
+        return self.net(z.reshape(-1, z.shape[-1])).reshape(*lead, *eta_shape(self.shape, self.outputs))
 
 
 @final

@@ -67,11 +67,11 @@ class ProfiledNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log N(value | mu, s2 I) = -||value - mu||^2 / (2 s2) - D/2 log(2 pi s2), in nats: [...]."""
         D = self.event_shape.numel()
-        sse = ((value - self.mu) ** 2).flatten(-len(self.event_shape)).sum(-1)
+        sse = ((self.mu - value) ** 2).flatten(-len(self.event_shape)).sum(-1)
         # s2 = 1/(V B D) sum_v sum_i ||x_i - mu_vi||^2
         s2 = mean_of_all(sse.detach()) / D
         self.observe(s2)
-        return -0.5 * (sse / s2 + D * torch.log(2 * math.pi * s2))
+        return sse / (-2 * s2) - D / 2 * torch.log(2 * math.pi * s2)
 
 
 def mean_of_all(values: Tensor) -> Float[Tensor, ""]:

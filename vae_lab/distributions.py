@@ -174,8 +174,8 @@ class IsotropicNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log N(value | mu, s2 I) = -||value - mu||^2 / (2 s2) - D/2 log(2 pi s2), in nats: [...]."""
         D = self.event_shape.numel()
-        sse = ((value - self.mu) ** 2).flatten(-len(self.event_shape)).sum(-1)
-        return -0.5 * (sse / self.s2 + D * torch.log(2 * math.pi * self.s2))
+        sse = ((self.mu - value) ** 2).flatten(-len(self.event_shape)).sum(-1)
+        return sse / (-2 * self.s2) - D / 2 * torch.log(2 * math.pi * self.s2)
 
 
 class ProductBernoulli(Distribution):
@@ -265,8 +265,8 @@ def detached(q: Distribution) -> Distribution:
 
 def kl_per_dimension(q: DiagonalNormal, p: StandardNormal) -> Float[Tensor, "*B d"]:
     """KL(q || p) of each latent dimension, in nats: the summand of (16)."""
-    # (16)  -1/2 (1 + log sigma^2 - sigma^2 - mu^2)
-    return -0.5 * (1 + 2 * q.sigma.log() - q.sigma**2 - q.mu**2)
+    # (16)  1/2 (mu^2 + sigma^2 - (1 + log sigma^2))
+    return 0.5 * (q.mu**2 + (q.sigma**2 - (1 + 2 * q.sigma.log())))
 
 
 @register_kl(DiagonalNormal, StandardNormal)

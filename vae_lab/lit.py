@@ -243,8 +243,11 @@ class LitVAE(pl.LightningModule):
         for p in self.trained:
             p.grad = None  # the optimiser's own way takes a fiftieth of a small model's step
         # the mean over the whole batch, once the gradients have been averaged over the processes
-        loss = t.loss.sum() * (self.trainer.world_size / len(batch.x))
-        loss.backward() if plain else self.manual_backward(loss)
+        share = self.trainer.world_size / len(batch.x)
+        if plain:
+            t.loss.backward(torch.full_like(t.loss, share))  # that mean's gradient: the mean itself is not asked for
+        else:
+            self.manual_backward(t.loss.sum() * share)
         if norm:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             total = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
@@ -252,7 +255,8 @@ class LitVAE(pl.LightningModule):
             self.clip_gradients(optimizers[0], self.clip)  # type: ignore[arg-type]
         for optimizer in optimizers:
             (optimizer.optimizer if plain else optimizer).step()
-        return Stepped(torch.stack([v.detach() for v in t]), total)
+        with torch.no_grad():
+            return Stepped(torch.stack(t), total)
 
     def log_step(self, stepped: Stepped, B: int, step: int) -> None:
         """Logs what is known of a step on B data. Loggers have it at once, before a callback can take a checkpoint
