@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.comparison import About, Comparison, Goal, Taken, compare
 from vae_lab import decoders, encoders, likelihoods, priors
+from vae_lab.commands import machine
 from vae_lab.distributions import reparameterise
 from vae_lab.evaluation.estimators import importance
 from vae_lab.interfaces import Batch
@@ -31,6 +32,7 @@ D, HIDDEN, LATENT = (1, 28, 28), 500, 20  # W1's
 
 def run(given: Namespace, folder: Path) -> Iterator[Comparison]:
     """Images per second."""
+    machine.tune()  # as the command does
     vae, batch = scored(given.images, given.device)
     parts = batch.x.tensor_split(max(1, given.segments))
     contenders = {OURS: timed(parts, lambda part: importance(vae, part, given.samples))}

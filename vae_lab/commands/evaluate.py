@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vae_lab import runs
 from vae_lab.checks import number, one_of, whole
+from vae_lab.commands import machine
 from vae_lab.commands.common import bit_levels, quieten
 from vae_lab.commands.summary import add_to_summary
 from vae_lab.commands.tables import paths_list, plus_minus, results_table
@@ -71,6 +72,7 @@ def run(cfg: DictConfig) -> float | None:
     check_values(cfg)
     folder, packages, console = Path(cfg.run), list(cfg.packages), Console()
     quieten()
+    machine.tune()
     vae = runs.load(folder, packages, cfg.checkpoint)
     V = runs.load_objective(folder, packages).samples if cfg.V is None else whole("V", cfg.V)
     source, preprocessing, sampling, trained = runs.load_data(folder, packages, cfg.data.root)

@@ -1,4 +1,4 @@
-"""What a process that trains wants of its machine."""
+"""What a process that trains or evaluates wants of its machine."""
 
 import ctypes
 import resource

@@ -145,8 +145,8 @@ class Server:
         log: Path | None,
         env: Mapping[str, str],
     ) -> Worker:
-        """Starts a process by a method of multiprocessing's, with an environment to change into `env`; without a log its
-        output goes where the server's goes."""
+        """Starts a process by a method of multiprocessing's, with an environment to change into `env`. Without
+        a log its output goes where the server's goes."""
         context = multiprocessing.get_context(method)
         ready, told = context.Pipe(duplex=False)
         made = (told, work, arguments, log and str(log), difference(inherited, env))
