@@ -95,7 +95,7 @@ class Auto(Engine):
 
     Args:
         steps: from how many on; on a CPU a compiled step was found to be about a millisecond shorter, and compiling
-            to take some ten seconds the first time, two or three when it was done before
+            to take some ten seconds the first time, one or two when it was done before
         cache: see `Compiled`
     """
 
