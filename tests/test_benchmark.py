@@ -197,7 +197,7 @@ def test_losses_of_the_same_distribution_are_rarely_apart():
 
 # --- the machine
 
-BURN = "import time\nwhile time.process_time() < 0.5: pass"
+BURN = "import time\nwhile time.process_time() < 0.6: pass"  # the system counts in ticks
 
 
 @linux
