@@ -133,6 +133,23 @@ def test_some_runs_are_trained_alone(word):
     assert kinds([word]) == [None]
 
 
+@pytest.mark.parametrize(
+    ("words", "pays"),
+    [([], True), (["objective.V=4"], True), (["objective.V=16"], False), (["sampling.batch_size=1000"], False)],
+)
+def test_runs_are_packed_where_that_was_measured_to_pay(words, pays):
+    w5 = [
+        "encoder=mlp",
+        "decoder=mlp",
+        "encoder.hidden=[128]",
+        "decoder.hidden=[128]",
+        "d=8",
+        "sampling.batch_size=100",
+    ]
+    runs = {i: composed(f"seed={i}", *w5, *words) for i in range(2)}
+    assert Packed().groups(runs, [Slot(None, 1)]) == ([[0, 1]] if pays else [])
+
+
 def test_groups_fill_the_slots_and_are_no_larger_than_they_may_be():
     runs = {i: composed(f"seed={i}", *SMALL) for i in range(7)}
     runs[7] = composed("encoder=linear")

@@ -66,7 +66,7 @@ class Packed:
         threads: int | None = None,
         max_failures: int | None = None,
         size: int = 64,
-        flops: float = 1e8,
+        flops: float = 7e7,
         steps: int = 20000,
     ) -> None:
         self.pool = Pool(devices, threads, max_failures)
@@ -257,10 +257,15 @@ def unused_d(cfg: DictConfig) -> bool:
 
 
 def flops(found: Sequence[DictConfig]) -> list[float]:
-    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum; of each
-    configuration."""
+    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum, or each
+    sample of it behind the encoder; of each configuration."""
     from vae_lab.commands import training  # torch
+    from vae_lab.commands.common import build
 
     application.register_resolvers()
-    sizes = [sum(p.numel() for p in training.build_vae(OmegaConf.create(cfg)).parameters()) for cfg in found]
-    return [6.0 * cfg.sampling.batch_size * size for cfg, size in zip(found, sizes, strict=True)]
+    sizes = []
+    for cfg in found:
+        vae, V = training.build_vae(OmegaConf.create(cfg)), build(cfg, "objective").samples
+        encoder, total = (sum(p.numel() for p in part.parameters()) for part in (vae.encoder, vae))
+        sizes.append(6.0 * cfg.sampling.batch_size * (encoder + V * (total - encoder)))
+    return sizes
