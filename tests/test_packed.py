@@ -135,7 +135,7 @@ def test_some_runs_are_trained_alone(word):
 
 @pytest.mark.parametrize(
     ("words", "pays"),
-    [([], True), (["objective.V=4"], True), (["objective.V=16"], False), (["sampling.batch_size=1000"], False)],
+    [([], True), (["objective.V=4"], True), (["objective.V=64"], False), (["sampling.batch_size=1000"], False)],
 )
 def test_runs_are_packed_where_that_was_measured_to_pay(words, pays):
     w5 = [

@@ -66,7 +66,7 @@ class Packed:
         threads: int | None = None,
         max_failures: int | None = None,
         size: int = 64,
-        flops: float = 7e7,
+        flops: float = 1e8,
         steps: int = 20000,
     ) -> None:
         self.pool = Pool(devices, threads, max_failures)
