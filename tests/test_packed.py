@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from test_train import ROOT, command, runs_in, without_account
 
 from vae_lab.cli import register_resolvers
-from vae_lab.launch.packed import Packed, flops, kind_of, outcome
+from vae_lab.launch.packed import Packed, kind_of, needs, outcome, taken
 from vae_lab.launch.plan import Cell
 from vae_lab.launch.pool import Slot
 from vae_lab.runs import identity, read_config, record
@@ -157,8 +157,32 @@ def test_groups_fill_the_slots_and_are_no_larger_than_they_may_be():
     assert Packed().groups(runs, [cpu]) == [[0, 1, 2, 3, 4, 5, 6]]
     assert Packed().groups(runs, [cpu, cpu]) == [[0, 2, 4, 6], [1, 3, 5]]
     assert Packed(size=3).groups(runs, [cpu]) == [[0, 3, 6], [1, 4], [2, 5]]
-    assert Packed(flops=flops([runs[0]])[0] - 1).groups(runs, [cpu]) == []  # it does not pay
+    [need] = needs([runs[0]])
+    assert Packed(flops=need.flops - 1).groups(runs, [cpu]) == []  # it does not pay
     assert len(Packed(flops=0).groups(runs, [Slot([0], 1)])) == 1  # on a GPU it does
+
+
+@pytest.mark.parametrize(("most", "groups"), [(7, 1), (4, 2), (3, 3), (1, 0)])
+def test_groups_are_no_larger_than_there_is_memory_for(most, groups, monkeypatch):
+    runs = {i: composed(f"seed={i}", *SMALL) for i in range(7)}
+    [need] = needs([runs[0]])
+    memory = taken(most, need, runs[0].sampling.block)
+    monkeypatch.setattr("vae_lab.launch.packed.share", lambda slots: memory)
+    found = Packed().groups(runs, [Slot(None, 1)])
+    assert len(found) == groups and all(len(group) <= most for group in found)
+
+
+def test_a_step_that_cannot_be_made_is_packed_with_none():
+    runs = {i: composed(f"seed={i}", "objective=iwae", "likelihood=gaussian_optimal") for i in range(2)}
+    assert needs([runs[0]]) == [None]
+    assert Packed().groups(runs, [Slot(None, 1)]) == []
+
+
+def test_the_operations_of_a_step_are_those_of_its_products():
+    D, h, d, B = 64, 16, 2, 100
+    [need] = needs([composed(*SMALL, "d=2")])
+    # forwards, and backwards to weights and inputs; nothing asks for the gradient of x
+    assert need.flops == 2 * B * (3 * (D * h + h * 2 * d + d * h + h * D) - D * h)
 
 
 def test_the_options_are_the_constructors():
@@ -179,6 +203,7 @@ def test_a_packed_run_is_a_run_like_any_other():
     assert alone.returncode == 0, alone.stdout + alone.stderr
     packed, others = by_fingerprint("outputs"), by_fingerprint("alone")
     assert packed.keys() == others.keys() and len(packed) == 4
+    room = taken(4, needs([composed(*SMALL, "d=3")])[0], 100) / 2**20
     for name, run in packed.items():
         equal(run, others[name], 1e-4)
         assert "runs that are packed" in log(run)
@@ -186,6 +211,7 @@ def test_a_packed_run_is_a_run_like_any_other():
         kept = [json.loads((r / "run.json").read_text()) for r in (run, others[name])]
         for a in kept:
             assert a["state"] == "finished"
+        assert kept[0]["peak_mib"] < room
         assert kept[0]["overrides"] == [o.replace("alone", "outputs") for o in kept[1]["overrides"]]
         assert {p.name for p in run.iterdir()} == {p.name for p in others[name].iterdir()}
         [folder] = record.wandb_folders(run)  # a W&B run of its own

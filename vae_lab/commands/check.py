@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab.commands.common import build
 from vae_lab.commands.tables import results_table
@@ -22,6 +23,15 @@ from vae_lab.runs import record
 ALONE = ("data", "preprocessing", "sampling", "optimizer", "schedule", "objective")
 MODEL = ("encoder", "posterior", "decoder", "likelihood", "prior")
 TRIED = 5  # steps that are timed, after one that is not
+
+
+class Need(NamedTuple):
+    """What an optimiser step takes."""
+
+    flops: int  # floating-point operations of its matrix products and convolutions
+    parameters: int  # bytes
+    kept: int  # bytes, from its forward pass for its backward pass
+    batch: int  # bytes that it is given: data and noise
 
 
 class Cost(NamedTuple):
@@ -77,6 +87,22 @@ def architecture(cfg: DictConfig) -> str:
     classes = [cfg[key].get("_target_") for key in (*MODEL, "optimizer")]
     kept = _text(cfg, "data", "preprocessing", "sampling", "objective")
     return f"{shapes} {classes} {kept} {cfg.trainer.accelerator} {cfg.trainer.precision}"
+
+
+def need(cfg: DictConfig) -> Need:
+    """What an optimiser step of the run of `cfg` takes, tried on a batch that is made up: no data are loaded.
+
+    Raises:
+        Exception: whatever keeps the step from being made.
+    """
+    cfg = OmegaConf.create(cfg)  # `build_vae` writes into it
+    vae, objective, B = build_vae(cfg), build(cfg, "objective"), cfg.sampling.batch_size
+    batch = Batch(torch.zeros(B, *vae.shape), torch.arange(B), torch.zeros(B, dtype=torch.long))
+    eps = torch.zeros(objective.samples, B, vae.d)
+    with FlopCounterMode(display=False) as counter:
+        kept = _measure(lambda: objective(vae, batch, eps).loss.mean().backward(), eps.device)
+    parameters = sum(p.nbytes for p in vae.parameters())
+    return Need(counter.get_total_flops(), parameters, kept, batch.x.nbytes + eps.nbytes)
 
 
 def cost(cfg: DictConfig) -> Cost:

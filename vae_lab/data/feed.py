@@ -14,7 +14,7 @@ from vae_lab.interfaces import Batch, Block
 from vae_lab.seeds import generator
 
 ROOM = 2**24
-"""The most bytes that the data of a block take."""
+"""The most bytes that the data of a block take, where nothing else is said."""
 
 
 @final
@@ -123,12 +123,12 @@ class Blocks:
     """A feed's batches by the block: what a training step of LitVAE takes.
 
     Args:
-        size: the most batches in a block; of data of which so many would take more than ROOM there are fewer
+        size: the most batches in a block
+        room: the most bytes that its data take, if they are not one batch
     """
 
-    def __init__(self, feed: Feed, size: int) -> None:
-        batch = feed.example().x
-        self.feed, self.size = feed, min(size, max(1, ROOM // (batch.numel() * batch.element_size())))
+    def __init__(self, feed: Feed, size: int, room: int = ROOM) -> None:
+        self.feed, self.size = feed, min(size, max(1, room // feed.example().x.nbytes))
         self.sampler = feed.sampler
         self.batch_sampler = None  # Lightning looks for one beside a sampler
 

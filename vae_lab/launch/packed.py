@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,13 +19,23 @@ from vae_lab.checks import number, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
 from vae_lab.launch.job import Outcome
+from vae_lab.launch.memory import share
 from vae_lab.launch.plan import Call, Cell, configs, here
 from vae_lab.launch.pool import TICK, Device, Job, Pool, Slot, ended, signals, stop, warm_server
 from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
 
+if TYPE_CHECKING:
+    from vae_lab.commands.check import Need
+
 LOOK = 1.0
 """Seconds between looks at the runs' records."""
+
+ROOM = 2**28
+"""The most bytes that the blocks of data of a group's runs take together, if they are not one batch each."""
+
+PROCESS, RUN = 2**30, 2**24
+"""Bytes that a group's process takes, and each of its runs, whatever is trained: as was measured, rounded up."""
 
 FREE = ("seed", "optimizer.lr", "trainer.max_epochs", "trainer.max_steps")
 """Keys in which runs that are trained as one may differ; d, where a latent dimension that is not used does nothing; and
@@ -52,7 +62,7 @@ class Packed:
 
     Args:
         devices, threads, max_failures: see `Pool`
-        size: the most runs in a group
+        size: the most runs in a group; there are fewer in it where memory does not suffice
         flops: on a CPU, a run whose optimiser step takes more floating-point operations than this is a job of its own:
             its step is no slower than its arithmetic, and gains nothing
         steps: from how many optimiser steps on, of a group's runs together, their step is compiled
@@ -111,12 +121,14 @@ class Packed:
         for i, cfg in runs.items():
             if (kind := kind_of(cfg)) is not None:
                 alike.setdefault(kind, []).append(i)
-        found, several = [], [members for members in alike.values() if len(members) > 1]
-        if several and slots[0].devices is None:
-            sizes = call(flops, [runs[members[0]] for members in several])
-            several = [members for members, size in zip(several, sizes, strict=True) if size <= self.flops]
-        for members in several:
-            n = max(-(-len(members) // self.size), min(len(slots), len(members) // 2))  # groups
+        several = [members for members in alike.values() if len(members) > 1]
+        widest = [runs[max(members, key=lambda i: runs[i].d)] for members in several]
+        found, memory = list[list[int]](), share(slots) if several else 0.0
+        for members, cfg, need in zip(several, widest, call(needs, widest) if several else [], strict=True):
+            if need is None or (slots[0].devices is None and need.flops > self.flops):
+                continue
+            most = max((n for n in range(2, self.size + 1) if taken(n, need, cfg.sampling.block) <= memory), default=1)
+            n = max(-(-len(members) // most), min(len(slots), len(members) // 2))  # groups
             found += [members[k::n] for k in range(n) if len(members[k::n]) > 1]
         return found
 
@@ -256,16 +268,25 @@ def unused_d(cfg: DictConfig) -> bool:
     return elbo and plain and not objective.free_bits
 
 
-def flops(found: Sequence[DictConfig]) -> list[float]:
-    """Floating-point operations of an optimiser step's matrix products, roughly: 6 for each weight and datum, or each
-    sample of it behind the encoder; of each configuration."""
-    from vae_lab.commands import training  # torch
-    from vae_lab.commands.common import build
+def needs(found: Sequence[DictConfig]) -> list["Need | None"]:
+    """What an optimiser step takes of each configuration; None: it cannot be made, which the run itself tells."""
+    from vae_lab.commands import check  # torch
 
     application.register_resolvers()
-    sizes = []
+    answers = list["Need | None"]()
     for cfg in found:
-        vae, V = training.build_vae(OmegaConf.create(cfg)), build(cfg, "objective").samples
-        encoder, total = (sum(p.numel() for p in part.parameters()) for part in (vae.encoder, vae))
-        sizes.append(6.0 * cfg.sampling.batch_size * (encoder + V * (total - encoder)))
-    return sizes
+        try:
+            answers.append(check.need(cfg))
+        except Exception:
+            answers.append(None)
+    return answers
+
+
+def taken(n: int, need: "Need", block: int) -> int:
+    """The bytes of memory, roughly, that n runs of this need take in one process, with blocks of so many batches."""
+    # values, gradients and two moments, in the stack; all but gradients once more as the run's own, and as what it is
+    # about to save
+    run = RUN + 10 * need.parameters + 2 * need.kept
+    batches = max(1, min(block, ROOM // n // need.batch))
+    # a block that is in work, the next one, and the place for it in the stack
+    return PROCESS + n * (run + 3 * batches * need.batch)

@@ -1,0 +1,65 @@
+"""How much memory there is for what a sweep starts, without torch."""
+
+import math
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vae_lab.launch.pool import Device, Slot
+
+KEPT = 0.25  # of what is free, for others
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+LIMITS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # of older kernels
+}
+"""Of each kind of groups of processes: the files that tell its limit and what is taken, and what of that is cached."""
+
+
+def share(slots: Sequence[Slot]) -> float:
+    """Bytes that a process in any of the slots may take where there is one in each: of the machine's memory, and of its
+    GPUs'; infinite where nothing can be known."""
+    shares = [free() / len(slots)]
+    devices = Counter(device for slot in slots for device in slot.devices or [])
+    shares += [free_of_gpu(device) / n for device, n in devices.items()]
+    return (1 - KEPT) * min(shares)
+
+
+def free() -> float:
+    """Bytes of the machine's memory that may still be taken: by all, and by this process's group, as in a container."""
+    return min([*_machine(), *_groups()], default=math.inf)
+
+
+def free_of_gpu(device: Device) -> float:
+    """Bytes of a GPU's memory that nobody has taken."""
+    words = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    with suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        return 2**20 * int(subprocess.run(words, capture_output=True, text=True, timeout=30, check=False).stdout)
+    return math.inf
+
+
+def _machine() -> Iterator[int]:
+    with suppress(OSError):
+        for line in (PROC / "meminfo").read_text().splitlines():
+            name, number, *_ = line.split()
+            if name == "MemAvailable:":
+                yield 2**10 * int(number)
+
+
+def _groups() -> Iterator[int]:
+    """What the group of this process, and each one that it is in, have left of their limits."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    for kind, path in (line.split(":", 2)[1:] for line in lines):
+        if kind not in LIMITS:
+            continue
+        most, taken, cached = LIMITS[kind]
+        own = GROUPS / kind / path.lstrip("/")
+        for folder in (own, *own.parents):
+            with suppress(OSError, ValueError):  # no limit is "max"
+                numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / taken).read_text()) - int(numbers[cached])  # files that are cached make room
+                yield max(0, int((folder / most).read_text()) - used)
