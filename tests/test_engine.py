@@ -214,10 +214,12 @@ def test_two_groups_of_parameters():
     same(*(train(e, vae, ELBO, two) for e in (Compiled(None, interpreted), Eager())), 1e-6)
 
 
-def test_a_schedule_that_changes_more_than_the_learning_rate_is_refused():
-    def cycle(optimizer, steps):
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
+def cycle(optimizer, steps):
+    """Changes Adam's betas too."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
 
+
+def test_a_schedule_that_changes_more_than_the_learning_rate_is_refused():
     with pytest.raises(ValueError, match=r"^engine must be eager where a schedule changes the optimiser's betas"):
         train(Compiled(None, interpreted), make(), ELBO, schedule=cycle)
 
@@ -459,6 +461,7 @@ def test_what_stands_in_the_way_is_named(capsys):
     assert told(capsys, callbacks=[test_lit.Watcher()]) == "engine: eager, as the callback Watcher looks inside a step"
     assert told(capsys, precision="bf16-mixed") == "engine: eager, as trainer.precision is bf16-mixed"
     assert told(capsys, detect_anomaly=True) == "engine: eager, as trainer.detect_anomaly looks inside a step"
+    assert told(capsys, schedule=cycle) == "engine: eager, as the schedule changes the optimiser's betas"
     assert told(capsys, precision="64-true").startswith("engine: compiled, in ")
 
 

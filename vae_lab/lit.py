@@ -163,7 +163,20 @@ class LitVAE(pl.LightningModule):
             return f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
         if torch.is_anomaly_enabled() or self.trainer._detect_anomaly:
             return "trainer.detect_anomaly looks inside a step"
+        if (option := self.scheduled()) is not None:
+            return f"the schedule changes the optimiser's {option}"
         return self.why_lightning()
+
+    def scheduled(self) -> str | None:
+        """What the schedule changes besides the learning rate, tried on another optimiser, which makes no step."""
+        optimizer = self.make_optimizer(self.parameters())
+        before, schedule = [dict(group) for group in optimizer.param_groups], self.make_schedule(optimizer, 10)
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
+        for _ in range(2):
+            if schedule is not None:
+                schedule.step()
+        groups = zip(before, optimizer.param_groups, strict=True)
+        return next((key for a, b in groups for key in a if key not in ("params", "lr") and a[key] != b[key]), None)
 
     def precise(self, rows: Batch) -> Batch:
         """Data in the trainer's precision."""
