@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_engine import KINDS, adam, batches, interpreted, make, same, train
+from test_engine import KINDS, Counting, adam, batches, interpreted, make, same, train
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, schedules
 from vae_lab.engine import pack as packs
@@ -185,6 +185,14 @@ def test_one_that_is_left_alone_leaves_too():
 def test_all_leave_that_cannot_be_one_stack():
     found, told = sweeping(*of(3, 2, objective=Elbo(2, free_bits=0.1)))
     assert found == ["a model in the stack is not the same as alone"] * 2 and not told
+
+
+def test_all_leave_whose_step_cannot_be_traced():
+    runs = of(3, 3, objective=Elbo(1))
+    for run in runs:
+        run["vae"].decoder.net.append(Counting())
+    found, told = sweeping(*runs)
+    assert not told and all("Counting) changes its attribute" in why for why in found), found
 
 
 def test_where_nothing_can_be_compiled_runs_are_packed_nonetheless():

@@ -97,7 +97,7 @@ class Pack:
         why = None if len(works) > 1 else "no other run is left that it could be packed with"
         if why is None:
             try:
-                Stack(works)
+                Stack(works).graph()
             except Exception as error:
                 why = reason(error)
         for member in offered:
