@@ -16,6 +16,9 @@ from vae_lab.evaluation.refinement import evaluating
 from vae_lab.interfaces import Batch
 from vae_lab.vae import VAE
 
+LEVEL = 1 / 255
+"""By how much a pixel is less than its value."""
+
 
 def make_vae(shape=(1, 4, 4), d=2):
     shape = list(shape)
@@ -29,8 +32,8 @@ def make_batch(shape=(1, 4, 4), n=12, labels=True):
 
 
 def tiles(figure, rows, columns, height, width, gap=4):
-    """The grid's pixels, one for each of a tile's own: [rows, columns, height, width, 3]."""
-    image = np.asarray(figure.axes[0].images[0].get_array())
+    """The grid's pixels, one for each of a tile's own, from 0 to 1, to LEVEL: [rows, columns, height, width, 3]."""
+    image = np.asarray(figure.axes[0].artists[0].pixels)[..., :3] / 255
     h, w = (image.shape[0] + gap) // rows, (image.shape[1] + gap) // columns
     scale = (w - gap) // width
     assert image.shape == (rows * (scale * height + gap) - gap, columns * (scale * width + gap) - gap, 3)
@@ -47,8 +50,8 @@ def test_reconstructions_are_the_data_above_the_means():
     found = tiles(pictures.reconstructions(vae, batch, n=5), 2, 5, 4, 4)
     with torch.no_grad():
         means = vae.decoder(vae.encoder(batch).mean).clamp(0, 1)
-    np.testing.assert_allclose(found[0, ..., 0], batch.x[:5, 0], atol=1e-6)
-    np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=1e-6)
+    np.testing.assert_allclose(found[0, ..., 0], batch.x[:5, 0], atol=LEVEL)
+    np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=LEVEL)
     assert np.ptp(found, axis=-1).max() == 0  # grey
 
 
@@ -64,9 +67,9 @@ def test_any_posterior_and_prior_can_be_drawn(d, posterior, prior):
     found = tiles(pictures.reconstructions(vae, batch, n=5), 2, 5, 4, 4)
     with torch.no_grad():
         means = vae.decoder(centre(vae.encoder(batch))).clamp(0, 1)
-    np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=1e-6)
-    for draw in (pictures.samples(vae), pictures.traversals(vae, batch)):
-        assert np.isfinite(draw.axes[0].images[0].get_array()).all()
+    np.testing.assert_allclose(found[1, ..., 0], means[:5, 0], atol=LEVEL)
+    for grid in (tiles(pictures.samples(vae), 8, 8, 4, 4), tiles(pictures.traversals(vae, batch), d, 9, 4, 4)):
+        assert 0 < grid.mean() < 1
     if d == 2:
         assert len(pictures.latent_scatter(vae, [batch]).axes[0].collections[0].get_offsets()) == 12
 
@@ -79,7 +82,7 @@ def test_colours_stay_and_wide_ranges_are_scaled():
     assert (low, high) == (batch.x.min(), batch.x.max())
     assert pictures.limits_of(torch.tensor([0.2, 0.7])) == (0, 1)
     found = tiles(pictures.reconstructions(make_vae(shape), batch, n=3), 2, 3, 2, 4)
-    np.testing.assert_allclose(found[0], ((batch.x[:3] - low) / (high - low)).movedim(1, -1), atol=1e-6)
+    np.testing.assert_allclose(found[0], ((batch.x[:3] - low) / (high - low)).movedim(1, -1), atol=LEVEL)
 
 
 def test_samples_come_from_their_own_generator():
@@ -91,7 +94,7 @@ def test_samples_come_from_their_own_generator():
     with torch.no_grad():
         means = vae.decoder(eps).clamp(0, 1)
     np.testing.assert_array_equal(one, two)
-    np.testing.assert_allclose(one[..., 0].reshape(12, 4, 4), means[:, 0], atol=1e-6)
+    np.testing.assert_allclose(one[..., 0].reshape(12, 4, 4), means[:, 0], atol=LEVEL)
 
 
 def test_traversals_move_one_dimension_a_row():
@@ -111,7 +114,7 @@ def test_traversals_move_one_dimension_a_row():
             z = mu.clone()
             z[j] = value
             with torch.no_grad():
-                np.testing.assert_allclose(tile[..., 0], vae.decoder(z)[0].clamp(0, 1), atol=1e-6)
+                np.testing.assert_allclose(tile[..., 0], vae.decoder(z)[0].clamp(0, 1), atol=LEVEL)
 
 
 def test_manifold_lies_on_symmetric_quantiles():
@@ -122,9 +125,9 @@ def test_manifold_lies_on_symmetric_quantiles():
     found = tiles(pictures.manifold(vae, n, limits=(-4.0, 4.0)), n, n, 1, 2, gap=2)[:, :, 0, :, 0] * 8 - 4
     z0, z1 = found[..., 0], found[..., 1]
     quantiles = torch.distributions.Normal(0, 1).icdf((torch.arange(n) + 0.5) / n)
-    np.testing.assert_allclose(z0, np.tile(quantiles, (n, 1)), atol=1e-5)  # to the right
-    np.testing.assert_allclose(z1, np.tile(quantiles, (n, 1)).T[::-1], atol=1e-5)  # upwards
-    np.testing.assert_allclose(z0, -z0[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(z0, np.tile(quantiles, (n, 1)), atol=8 * LEVEL)  # to the right
+    np.testing.assert_allclose(z1, np.tile(quantiles, (n, 1)).T[::-1], atol=8 * LEVEL)  # upwards
+    np.testing.assert_allclose(z0, -z0[:, ::-1], atol=16 * LEVEL)
     with pytest.raises(ValueError, match="d = 2"):
         pictures.manifold(make_vae(d=3))
 
@@ -153,11 +156,23 @@ def test_every_shape_is_drawn(shape, d):
     for figure in [*figures, pictures.manifold(vae, 3)] if d == 2 else figures:
         axes = figure.axes[0]
         width, height = figure.canvas.get_width_height()
-        bounds, image = axes.get_position().bounds, axes.images[0].get_array()
+        bounds, image = axes.get_position().bounds, axes.artists[0].pixels
         assert np.allclose((bounds[3] * height, bounds[2] * width), image.shape[:2])  # pixel for pixel
         if len(shape) == 1:
             (lines,) = axes.collections
             assert all(len(segment) == max(2, *shape) for segment in lines.get_segments())
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_tiles_are_drawn_pixel_for_pixel(scale, tmp_path):
+    figure = pictures.traversals(make_vae(), make_batch())
+    figure.savefig(tmp_path / "drawn.png", dpi=scale * figure.dpi)
+    drawn, axes = imread(tmp_path / "drawn.png"), figure.axes[0]
+    left, bottom, width, height = (round(v) for v in axes.get_position().bounds * np.tile(drawn.shape[1::-1], 2))
+    wanted = axes.artists[0].pixels.numpy().repeat(scale, 0).repeat(scale, 1)
+    assert wanted.shape[:2] == (height, width)
+    top = len(drawn) - bottom - height
+    np.testing.assert_array_equal((255 * drawn[top : top + height, left : left + width]).round(), wanted)
 
 
 def test_pyplot_is_not_imported():
