@@ -31,9 +31,9 @@ def digits(validation=180, test=360, shape=(1, 8, 8)) -> Digits:
     return Digits(shape=shape, validation=validation, test=test)
 
 
-def in_memory(source=None, preprocessing=None, sampling=None, seed=0, **more) -> InMemory:
+def in_memory(source=None, preprocessing=None, sampling=None, seed=0) -> InMemory:
     sampling = sampling or Shuffled(batch_size=100, eval_batch_size=250, block=3)
-    return InMemory(source or digits(), preprocessing or Raw(), sampling, seed, **more)
+    return InMemory(source or digits(), preprocessing or Raw(), sampling, seed)
 
 
 def arrays(path, shape, key=None, label_key=None, validation=0.1, test=0.1) -> Arrays:
@@ -433,10 +433,12 @@ def test_blocks_are_the_feed_cut_in_order():
     assert torch.equal(torch.cat([batch.index for block in blocks for batch in block]), one_by_one)
 
 
-def test_a_block_of_large_data_has_fewer_batches():
-    data = in_memory(sampling=Shuffled(100, 100, block=5), room=3 * 100 * 64 * 4 + 1)
+def test_a_block_of_large_data_has_fewer_batches(monkeypatch):
+    monkeypatch.setattr("vae_lab.data.feed.ROOM", 3 * 100 * 64 * 4 + 1)
+    data = in_memory(sampling=Shuffled(100, 100, block=5))
     assert [len(block) for block in data.train_dataloader()] == [3, 3, 3, 3, 1]
-    assert len(in_memory(sampling=Shuffled(100, 100, block=5), room=1).train_dataloader()) == 13
+    monkeypatch.setattr("vae_lab.data.feed.ROOM", 1)
+    assert len(data.train_dataloader()) == 13
 
 
 # Feeds

@@ -54,8 +54,23 @@ def adam(parameters):
     return torch.optim.Adam(parameters, 3e-3, fused=True)
 
 
-def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=False, schedule=None, told=print, seed=2):
-    """Trains a copy; the terms of each step, the gradients' norms, and the copy with its optimiser."""
+def train(
+    engine,
+    vae,
+    objective,
+    optimizer=adam,
+    steps=20,
+    clip=None,
+    labels=False,
+    schedule=None,
+    told=print,
+    seed=2,
+    between=lambda done, vae, objective: None,
+):
+    """Trains a copy; the terms of each step, the gradients' norms, and the copy with its optimiser.
+
+    `between` is called before each block, with the number of steps that are done.
+    """
     vae, objective = copy.deepcopy(vae), copy.deepcopy(objective)
     vae.train()
     optimizer = optimizer(list(vae.parameters()))
@@ -85,6 +100,7 @@ def train(engine, vae, objective, optimizer=adam, steps=20, clip=None, labels=Fa
         if len(some) == 4:  # an epoch's last batch is smaller
             block = Block(Batch(*(v[: 3 * B + 4] for v in rows if v is not None)), B)
         eps = [torch.randn(objective.samples, len(b.x), vae.d, generator=noise, dtype=dtype) for b in block]
+        between(steps - len(left) - len(some), vae, objective)
         made = make_steps(block, eps, schedule.step if schedule else lambda: None, [len(some) - 1])
         terms.append(made.terms)
         norms.append(made.of(len(some) - 1).norm)
@@ -219,9 +235,35 @@ def cycle(optimizer, steps):
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
 
 
-def test_a_schedule_that_changes_more_than_the_learning_rate_is_refused():
-    with pytest.raises(ValueError, match=r"^engine must be eager where a schedule changes the optimiser's betas"):
-        train(Compiled(None, interpreted), make(), ELBO, schedule=cycle)
+def anneal(done, vae, objective):
+    objective.beta = 1.0 if done < 7 else 0.5
+
+
+def freeze(done, vae, objective):
+    vae.encoder.requires_grad_(done < 7)
+
+
+def reset(done, vae, objective):
+    if done == 7:
+        with torch.no_grad():
+            next(vae.parameters()).zero_()
+
+
+CHANGES = [
+    ({"schedule": cycle}, "engine: eager from step 2 on, as the optimiser's betas has changed"),
+    ({"between": anneal}, "engine: eager from step 8 on, as beta of objective (Elbo) has changed"),
+    ({"between": freeze}, "engine: eager from step 8 on, as requires_grad of vae.encoder.net.0.weight has changed"),
+    ({"between": reset}, None),
+]
+"""What a schedule or a callback may do, and what is then said."""
+
+
+@pytest.mark.parametrize(("more", "said"), CHANGES)
+def test_what_changes_later_is_no_less_so(more, said):
+    told, vae = [], make(dtype=torch.float64)
+    found = train(Compiled(None, interpreted), vae, ELBO, told=told.append, **more)
+    same(found, train(Eager(), vae, ELBO, **more), 1e-6)
+    assert told[1:] == ([said] if said else [])
 
 
 # What cannot be compiled is said in one line, and made eagerly
@@ -461,7 +503,6 @@ def test_what_stands_in_the_way_is_named(capsys):
     assert told(capsys, callbacks=[test_lit.Watcher()]) == "engine: eager, as the callback Watcher looks inside a step"
     assert told(capsys, precision="bf16-mixed") == "engine: eager, as trainer.precision is bf16-mixed"
     assert told(capsys, detect_anomaly=True) == "engine: eager, as trainer.detect_anomaly looks inside a step"
-    assert told(capsys, schedule=cycle) == "engine: eager, as the schedule changes the optimiser's betas"
     assert told(capsys, precision="64-true").startswith("engine: compiled, in ")
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_engine import KINDS, Counting, adam, batches, interpreted, make, same, train
+from test_engine import CHANGES, KINDS, Counting, adam, batches, interpreted, make, same, train
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, schedules
 from vae_lab.engine import pack as packs
@@ -144,6 +144,19 @@ def test_padded_weights_stay_exactly_zero():
     assert (weight[0, :, 2:] == 0).all() and weight[0, :, :2].abs().min() > 0
     for key in ("exp_avg", "exp_avg_sq"):
         assert (stack.held[f"vae.decoder.net.0.weight/{key}"][0, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize(("more", "said"), CHANGES)
+def test_what_changes_later_concerns_one_run(more, said):
+    runs = of(3, 3, 3, 3, objective=Elbo(1))
+    some = runs[1:2] if "between" in more else runs  # whose schedules differ are not stacked
+    for run in some:
+        run |= more
+    packed, told = together(*runs)
+    later = [line for line in told if "one of 4 runs that are packed" not in line]
+    assert len(told) == 4 + len(later) and later == ([said] * len(some) if said else [])
+    for run, result in zip(runs, packed, strict=True):
+        same(train(Eager(), **run), result, 1e-6)
 
 
 def sweeping(*runs):

@@ -24,6 +24,10 @@ class Batch(NamedTuple):
     label: Int[Tensor, " B"] | None = None
 
 
+ROOM = 2**24
+"""The most bytes that the data of a block take, and the noise that is drawn at once, if they are not of one batch."""
+
+
 @final
 class Block:
     """Consecutive batches of a pass over the data, one behind another in the same tensors. It is nothing that Lightning

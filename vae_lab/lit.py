@@ -20,7 +20,7 @@ from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per
 from vae_lab.engine.engines import Eager, Engine
 from vae_lab.engine.step import Made, Noises, Stepped, Work
 from vae_lab.evaluation.refinement import fitted
-from vae_lab.interfaces import Batch, Block, Terms
+from vae_lab.interfaces import ROOM, Batch, Block, Terms
 from vae_lab.metrics import Moments, bits_per_dim
 from vae_lab.objectives import Objective
 from vae_lab.seeds import generator, seed_of
@@ -163,20 +163,7 @@ class LitVAE(pl.LightningModule):
             return f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
         if torch.is_anomaly_enabled() or self.trainer._detect_anomaly:
             return "trainer.detect_anomaly looks inside a step"
-        if (option := self.scheduled()) is not None:
-            return f"the schedule changes the optimiser's {option}"
         return self.why_lightning()
-
-    def scheduled(self) -> str | None:
-        """What the schedule changes besides the learning rate, tried on another optimiser, which makes no step."""
-        optimizer = self.make_optimizer(self.parameters())
-        before, schedule = [dict(group) for group in optimizer.param_groups], self.make_schedule(optimizer, 10)
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
-        for _ in range(2):
-            if schedule is not None:
-                schedule.step()
-        groups = zip(before, optimizer.param_groups, strict=True)
-        return next((key for a, b in groups for key in a if key not in ("params", "lr") and a[key] != b[key]), None)
 
     def precise(self, rows: Batch) -> Batch:
         """Data in the trainer's precision."""
@@ -218,10 +205,18 @@ class LitVAE(pl.LightningModule):
             torch.set_rng_state(position["torch"])
 
     def training_step(self, block: Block, block_idx: int) -> None:
-        before = self.global_step
-        if 0 <= self.trainer.max_steps < before + len(block):
-            block, _ = block.at(self.trainer.max_steps - before)
+        if 0 <= self.trainer.max_steps < self.global_step + len(block):
+            block, _ = block.at(self.trainer.max_steps - self.global_step)
         block = Block(self.precise(block.rows), block.size)
+        one = block.size * self.objective.samples * self.vae.d * block.rows.x.element_size()  # bytes of a batch's noise
+        while len(block) * one > max(one, ROOM):
+            some, block = block.at(max(1, ROOM // one))
+            self.train_on(some)
+        self.train_on(block)
+
+    def train_on(self, block: Block) -> None:
+        """Makes the optimiser steps of a block."""
+        before = self.global_step
         schedule, optimizer = self.lr_schedulers(), self.first_optimizer()
         assert not isinstance(schedule, list)
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_lab.commands.common import build
 from vae_lab.commands.tables import results_table
 from vae_lab.commands.training import assemble, build_vae, check_prior, check_values
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import ROOM, Batch
 from vae_lab.lit import LitVAE
 from vae_lab.runs import record
 
@@ -26,12 +26,10 @@ TRIED = 5  # steps that are timed, after one that is not
 
 
 class Need(NamedTuple):
-    """What an optimiser step takes."""
+    """What a run takes that is trained with others."""
 
-    flops: int  # floating-point operations of its matrix products and convolutions
-    parameters: int  # bytes
-    kept: int  # bytes, from its forward pass for its backward pass
-    batch: int  # bytes that it is given: data and noise
+    flops: int  # floating-point operations of an optimiser step's matrix products and convolutions
+    memory: int  # bytes, roughly
 
 
 class Cost(NamedTuple):
@@ -90,7 +88,7 @@ def architecture(cfg: DictConfig) -> str:
 
 
 def need(cfg: DictConfig) -> Need:
-    """What an optimiser step of the run of `cfg` takes, tried on a batch that is made up: no data are loaded.
+    """What the run of `cfg` takes beside others, tried on a batch that is made up: no data are loaded.
 
     Raises:
         Exception: whatever keeps the step from being made.
@@ -101,8 +99,11 @@ def need(cfg: DictConfig) -> Need:
     eps = torch.zeros(objective.samples, B, vae.d)
     with FlopCounterMode(display=False) as counter:
         kept = _measure(lambda: objective(vae, batch, eps).loss.mean().backward(), eps.device)
-    parameters = sum(p.nbytes for p in vae.parameters())
-    return Need(counter.get_total_flops(), parameters, kept, batch.x.nbytes + eps.nbytes)
+    rows, noise = (v.nbytes * max(1, min(cfg.sampling.block, ROOM // max(1, v.nbytes))) for v in (batch.x, eps))
+    # values, gradients and two moments, in the stack; all but gradients once more as the run's own, and as what it is
+    # about to save. What a step keeps, and its gradients. A block of data that is in work, and the next one
+    memory = 10 * sum(p.nbytes for p in vae.parameters()) + 2 * kept + 2 * rows + noise
+    return Need(counter.get_total_flops(), memory)
 
 
 def cost(cfg: DictConfig) -> Cost:

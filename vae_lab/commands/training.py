@@ -22,7 +22,6 @@ from vae_lab.callbacks.history import latest
 from vae_lab.checks import number, whole
 from vae_lab.commands import loggers
 from vae_lab.commands.common import bit_levels, blame, build, quieten
-from vae_lab.data.feed import ROOM
 from vae_lab.data.module import InMemory
 from vae_lab.engine.step import Work
 from vae_lab.interfaces import Batch
@@ -82,7 +81,6 @@ class Together(NamedTuple):
     engine: "Member"
     preemption: Preemption
     data: dict[str, InMemory]  # those of the other runs, by their configuration
-    room: int  # bytes that its blocks of data may take
 
 
 def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemory, LitVAE, pl.Trainer]:
@@ -104,8 +102,7 @@ def assemble(cfg: DictConfig, together: Together | None = None) -> tuple[InMemor
     clip, engine = cfg.trainer.gradient_clip_val, build(cfg, "engine") if together is None else together.engine
     every = cfg.trainer.log_every_n_steps
     lit = LitVAE(vae, build(cfg, "objective"), optimizer, schedule, cfg.seed, clip, None, engine, every)
-    room = ROOM if together is None else min(ROOM, together.room)
-    data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed, room)
+    data = InMemory(build(cfg, "data"), build(cfg, "preprocessing"), build(cfg, "sampling"), cfg.seed)
     trainer = build_trainer(cfg, Preemption() if together is None else together.preemption)
     check_processes(cfg, trainer)
     if together is not None:

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from vae_lab.data.preprocessing import Preprocessing
 from vae_lab.data.sampling import Sampling
-from vae_lab.interfaces import Batch, Block
+from vae_lab.interfaces import ROOM, Batch, Block
 from vae_lab.seeds import generator
-
-ROOM = 2**24
-"""The most bytes that the data of a block take, where nothing else is said."""
 
 
 @final
@@ -123,12 +120,11 @@ class Blocks:
     """A feed's batches by the block: what a training step of LitVAE takes.
 
     Args:
-        size: the most batches in a block
-        room: the most bytes that its data take, if they are not one batch
+        size: the most batches in a block; of data of which so many would take more than ROOM there are fewer
     """
 
-    def __init__(self, feed: Feed, size: int, room: int = ROOM) -> None:
-        self.feed, self.size = feed, min(size, max(1, room // feed.example().x.nbytes))
+    def __init__(self, feed: Feed, size: int) -> None:
+        self.feed, self.size = feed, min(size, max(1, ROOM // feed.example().x.nbytes))
         self.sampler = feed.sampler
         self.batch_sampler = None  # Lightning looks for one beside a sampler
 

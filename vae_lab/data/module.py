@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_lab.checks import one_of, whole
-from vae_lab.data.feed import ROOM, Blocks, Feed, Indices, Redraw
+from vae_lab.data.feed import Blocks, Feed, Indices, Redraw
 from vae_lab.data.preprocessing import Preprocessing, prepared
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Pixels, Source, Splits
@@ -20,15 +20,13 @@ class InMemory(pl.LightningDataModule):
     """All data in memory, on the trainer's device, or on the CPU where there is no trainer.
 
     `seed`, the run's, decides the order of training and the fresh draws of its pixels; never the splits, nor the
-    values of validation and test data. `room`: see `Blocks`.
+    values of validation and test data.
     """
 
-    def __init__(
-        self, source: Source, preprocessing: Preprocessing, sampling: Sampling, seed: int, room: int = ROOM
-    ) -> None:
+    def __init__(self, source: Source, preprocessing: Preprocessing, sampling: Sampling, seed: int) -> None:
         super().__init__()
         self.source, self.preprocessing, self.sampling = source, preprocessing, sampling
-        self.seed, self.room = whole("seed", seed, least=0), room
+        self.seed = whole("seed", seed, least=0)
         self.splits: Splits | None = None
         self.prepared: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -54,7 +52,7 @@ class InMemory(pl.LightningDataModule):
 
     def train_dataloader(self) -> Blocks:
         """The batches of `train_feed`, in the sampling's blocks."""
-        return Blocks(self.train_feed(), self.sampling.block, self.room)
+        return Blocks(self.train_feed(), self.sampling.block)
 
     def train_feed(self) -> Feed:
         """Training data in the sampling's order; drawn afresh for each batch where the preprocessing says so."""

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +52,8 @@ class Compiled(Engine):
     of C++, on a GPU by Triton and as one CUDA graph. What cannot be compiled is made eagerly, and said so, as is an
     epoch's smaller last batch.
 
-    A part's values in Python (numbers, strings) are those of the beginning; where they change, nothing is compiled.
+    A part's values in Python (numbers, strings) are those of the beginning; where they change from step to step,
+    nothing is compiled, and once they have changed, or an option of the optimiser, the steps are made eagerly.
 
     Args:
         cache: the folder that keeps what is compiled for later runs; None: TORCHINDUCTOR_CACHE_DIR where that is set,
@@ -118,7 +119,7 @@ class OneByOne:
     def __init__(self, step: Stepper) -> None:
         self.step = step
 
-    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
+    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Collection[int]) -> Made:
         found = list[Stepped]()
         for k, (batch, noise) in enumerate(zip(block, eps, strict=True)):
             found.append(self.step(batch, noise, k in norms))
@@ -131,20 +132,20 @@ class CompiledSteps:
     """Makes steps by a compiled `Step`; those of another batch size eagerly."""
 
     def __init__(self, step: Step, call: Call, eager: Stepper, work: Work) -> None:
-        self.step, self.eager, self.t = step, eager, work.taken
+        self.step, self.eager, self.t, self.tell = step, eager, work.taken, work.tell
+        self.left = False  # for eager steps
         self.held, self.B = list(step.held.values()), len(work.batch.x)
         self.call = Replay(call, self.held) if work.batch.x.device.type == "cuda" else call
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
-    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
-        full = len(block.rows.x) // self.B
+    def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Collection[int]) -> Made:
+        figures, why = self.step.ahead(self.t, 0 if self.left else len(block.rows.x) // self.B, advance)
+        self.t, full = self.t + len(figures), len(figures)
+        if why is not None and not self.left:
+            self.left = True
+            self.tell(f"engine: eager from step {self.t + 1} on, as {why}")
         some, rest = block.at(full)
-        figures = []
-        for _ in range(full):
-            self.t += 1
-            figures.append(self.step.figures(self.t))
-            advance()
         found = list[Stepped]()
         if full:
             with torch.no_grad():

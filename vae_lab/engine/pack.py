@@ -5,7 +5,7 @@ steps, until those of all have been made. So callbacks, checkpoints, logs and fa
 """
 
 import hashlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
@@ -143,12 +143,13 @@ class Pack:
         """Makes as many steps of each run as all have asked for."""
         stack, dues = self.stack, dict[int, Due]()
         assert stack is not None
-        K = min(len(member.due.asked.eps) for member in together if member.due is not None)
+        K = min(stack.most, *(len(member.due.asked.eps) for member in together if member.due is not None))
         for member in together:
             due = member.due
             assert due is not None
             more = len(due.asked.eps) > K
             dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
+        stack.push([i for i in dues if stack.touched(i)])
         with torch.no_grad():
             made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
             terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]
@@ -214,27 +215,34 @@ class Member(Engine):
         except NotImplementedError as error:
             work.tell(f"engine: not packed, as {error}")
             return OneByOne(eager)
-        self.work, self.t = work, work.taken
+        self.work, self.eager, self.t = work, OneByOne(eager), work.taken
         work.optimizer.zero_grad()
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
         self.wait()
         work.tell(f"engine: {self.said}")
-        return OneByOne(eager) if self.alone else self.ask
+        return self.eager if self.alone else self.ask
 
-    def ask(self, block: Block, eps: Noises, advance: Advance, norms: Container[int]) -> Made:
-        """Has the steps made with those of the others."""
-        figures, found = [], list[Made]()
-        for _ in range(len(eps)):
-            self.t += 1
-            figures.append(self.mine.figures(self.t))
-            advance()
-        self.due = Due(Asked(block, eps, figures), found)
+    def ask(self, block: Block, eps: Noises, advance: Advance, norms: Collection[int]) -> Made:
+        """Has the steps made with those of the others; once something has changed that these share, it makes its own,
+        to the run's end."""
+        assert self.work is not None
+        found = list[Made]()
+        figures, why = self.mine.ahead(self.t, 0 if self.alone else len(eps), advance)
+        self.t, k = self.t + len(figures), len(figures)
+        if why is not None and not self.alone:
+            self.alone = True
+            self.work.tell(f"engine: eager from step {self.t + 1} on, as {why}")
+        some, rest = block.at(k)
+        if figures:
+            self.due = Due(Asked(some, eps[:k], figures), found)
         while self.due is not None:
             self.wait()
+        if k < len(eps):
+            found.append(self.eager(rest, eps[k:], advance, [j - k for j in norms]))
         if len(found) == 1:
             return found[0]
         terms, size, all_norms = zip(*found, strict=True)
-        return Made(torch.cat(terms, dim=1), size[0], torch.cat(all_norms))
+        return Made(torch.cat(terms, dim=1), size[0], [norm for norms in all_norms for norm in norms])
 
 
 def noted(graph: GraphModule, given: Sequence[Tensor]) -> Path:

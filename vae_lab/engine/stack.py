@@ -14,6 +14,9 @@ from torch.fx import GraphModule
 from vae_lab.engine.step import Figures, Noises, Step, Work, plain, traced
 from vae_lab.interfaces import Batch, Block
 
+ROOM = 2**28
+"""The most bytes that is given to the steps that are made at once, if it is not one."""
+
 SAME = 1e-9
 """How far, relative to its size, a term that is computed in the stack may be from the model's own, both in float64:
 far above what rounding does, far below what another formula would."""
@@ -65,23 +68,33 @@ class Stack:
             ]
             for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True))
         ]
-        self.push()
+        self.versions: list[list[int]] = [[] for _ in works]  # of the models' own tensors, when both were the same
+        self.push(range(len(works)))
         self.blank(1)
+        self.most = max(1, ROOM // sum(v.nbytes for v in self.room.values()))  # steps at once
         self.check(works)
 
     # --- between the models' own tensors and the stack
 
-    def push(self) -> None:
-        """Takes the models' own tensors into the stack."""
-        own, stacked = zip(*(pair for pairs in self.windows for pair in pairs), strict=True)
-        with torch.no_grad():
-            torch._foreach_copy_(stacked, [v.detach() for v in own])
+    def push(self, models: Sequence[int]) -> None:
+        """Takes the own tensors of the models that are numbered into the stack."""
+        for i in models:
+            own, stacked = zip(*self.windows[i], strict=True)
+            with torch.no_grad():
+                torch._foreach_copy_(stacked, [v.detach() for v in own])
+            self.versions[i] = [v._version for v in own]
 
     def pull(self, models: Sequence[int]) -> None:
         """Gives the models that are numbered their tensors from the stack."""
         own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
         with torch.no_grad():
             torch._foreach_copy_([v.detach() for v in own], stacked)
+        for i in models:
+            self.versions[i] = [v._version for v, _ in self.windows[i]]
+
+    def touched(self, model: int) -> bool:
+        """Whether somebody else has written into a model's own tensors, as a callback may."""
+        return any(v._version != n for (v, _), n in zip(self.windows[model], self.versions[model], strict=True))
 
     # --- what steps are given
 

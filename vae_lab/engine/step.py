@@ -1,7 +1,7 @@
 """An optimiser step as a function of tensors alone: forward pass, gradient, clipping and update in one graph."""
 
 import copy
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -64,7 +64,7 @@ Advance = Callable[[], None]
 Noises = Sequence[Tensor] | Tensor
 """The noise [V, B, d] of each batch of a block."""
 
-Steps = Callable[[Block, Noises, Advance, Container[int]], Made]
+Steps = Callable[[Block, Noises, Advance, Collection[int]], Made]
 """Makes the optimiser steps of a block, given its noise; calls the third once for each, when it has taken in
 the learning rates; the last: at which of them, counted from 0, the gradient's norm is wanted."""
 
@@ -111,6 +111,7 @@ class Step:
         eps = x.new_empty(work.objective.samples, len(x), work.vae.d)
         given = {"numbers": self.numbers([self.figures(1)])[0], "x": x, "index": index, "label": label, "eps": eps}
         self.given = {name: v for name, v in given.items() if v is not None}
+        self.parts = self.fixed()
 
     def begin(self, p: Tensor, group: dict) -> dict[str, Tensor]:
         """The optimiser's own state of a parameter, made where it has none yet, all on the parameter's device."""
@@ -127,16 +128,39 @@ class Step:
         return torch.tensor(figures, dtype=like.dtype, device=like.device)
 
     def figures(self, t: int) -> Figures:
-        """What step number t takes from its number and from the learning rates of the moment.
+        """What step number t takes from its number and from the learning rates of the moment."""
+        return [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
 
-        Raises:
-            ValueError: if another option of the optimiser has changed, as some schedules do.
-        """
+    def ahead(self, t: int, n: int, advance: Advance) -> tuple[list[Figures], str | None]:
+        """The figures of the n steps after step t, each counted by `advance`; of fewer, and why, once something else
+        than the learning rates has changed: a schedule may do so, and between blocks a callback."""
+        figures, why = list[Figures](), self.changed()
+        while why is None and len(figures) < n:
+            figures.append(self.figures(t + len(figures) + 1))
+            advance()
+            why = self.rescheduled()
+        return figures, why
+
+    def fixed(self) -> dict[tuple[str, str], object]:
+        """What the graph takes from the model besides its tensors, by the part's name and its attribute's."""
+        return plain(self.model) | {
+            (name, "requires_grad"): p.requires_grad for name, p in self.model.named_parameters()
+        }
+
+    def changed(self) -> str | None:
+        """What of that is no longer what it was, or of the optimiser's options."""
+        if (now := self.fixed()) == self.parts:
+            return self.rescheduled()
+        name, attribute = next(key for key in self.parts | now if self.parts.get(key) != now.get(key))
+        return f"{attribute} of {name} has changed"
+
+    def rescheduled(self) -> str | None:
+        """What of the optimiser's options has changed."""
         for group, was in zip(self.optimizer.param_groups, self.groups, strict=True):
             if group | was != group:
                 key = next(key for key, value in was.items() if group[key] != value)
-                raise ValueError(f"engine must be eager where a schedule changes the optimiser's {key}")
-        return [self.rule.numbers(group, t) for group in self.optimizer.param_groups]
+                return f"the optimiser's {key} has changed"
+        return None
 
     def __call__(self, *values: Tensor) -> tuple[Float[Tensor, "k B"], Float[Tensor, ""]]:
         """The step's terms and the gradient's norm, given the values of `held` and of `given`; `held` are moved."""

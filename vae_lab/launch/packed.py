@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 LOOK = 1.0
 """Seconds between looks at the runs' records."""
 
-ROOM = 2**28
-"""The most bytes that the blocks of data of a group's runs take together, if they are not one batch each."""
-
 PROCESS, RUN = 2**30, 2**24
 """Bytes that a group's process takes, and each of its runs, whatever is trained: as was measured, rounded up."""
 
@@ -124,10 +121,10 @@ class Packed:
         several = [members for members in alike.values() if len(members) > 1]
         widest = [runs[max(members, key=lambda i: runs[i].d)] for members in several]
         found, memory = list[list[int]](), share(slots) if several else 0.0
-        for members, cfg, need in zip(several, widest, call(needs, widest) if several else [], strict=True):
+        for members, need in zip(several, call(needs, widest) if several else [], strict=True):
             if need is None or (slots[0].devices is None and need.flops > self.flops):
                 continue
-            most = max((n for n in range(2, self.size + 1) if taken(n, need, cfg.sampling.block) <= memory), default=1)
+            most = int(max(1, min(self.size, (memory - PROCESS) / (RUN + need.memory))))
             n = max(-(-len(members) // most), min(len(slots), len(members) // 2))  # groups
             found += [members[k::n] for k in range(n) if len(members[k::n]) > 1]
         return found
@@ -269,7 +266,7 @@ def unused_d(cfg: DictConfig) -> bool:
 
 
 def needs(found: Sequence[DictConfig]) -> list["Need | None"]:
-    """What an optimiser step takes of each configuration; None: it cannot be made, which the run itself tells."""
+    """What each of these runs takes; None: its step could not be made, and it is trained alone."""
     from vae_lab.commands import check  # torch
 
     application.register_resolvers()
@@ -280,13 +277,3 @@ def needs(found: Sequence[DictConfig]) -> list["Need | None"]:
         except Exception:
             answers.append(None)
     return answers
-
-
-def taken(n: int, need: "Need", block: int) -> int:
-    """The bytes of memory, roughly, that n runs of this need take in one process, with blocks of so many batches."""
-    # values, gradients and two moments, in the stack; all but gradients once more as the run's own, and as what it is
-    # about to save
-    run = RUN + 10 * need.parameters + 2 * need.kept
-    batches = max(1, min(block, ROOM // n // need.batch))
-    # a block that is in work, the next one, and the place for it in the stack
-    return PROCESS + n * (run + 3 * batches * need.batch)

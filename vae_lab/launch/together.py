@@ -20,7 +20,7 @@ from vae_lab.commands import machine, train
 from vae_lab.commands.training import Together
 from vae_lab.data.module import InMemory
 from vae_lab.engine.pack import Member, Pack, Unpacked
-from vae_lab.launch.packed import ROOM, Run
+from vae_lab.launch.packed import Run
 from vae_lab.runs import record
 
 
@@ -44,13 +44,12 @@ def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connectio
         for preemption in preemptions if told else ():
             preemption.tell(told[0])
 
-    pack, data, share = Pack(steps, cache, attend=attend), dict[str, InMemory](), ROOM // len(runs)
+    pack, data = Pack(steps, cache, attend=attend), dict[str, InMemory]()
     for i, (run, preemption) in enumerate(zip(runs, preemptions, strict=True)):
         run.log.parent.mkdir(parents=True, exist_ok=True)
         log = run.log.open("a", buffering=1)
         log.write(f"$ {shlex.join(run.command)}\n")
-        given = partial(Together, preemption=preemption, data=data, room=share)
-        pack.add(partial(one, run, given, partial(leave, unpacked, i)), partial(room, run, log, note))
+        pack.add(partial(one, run, preemption, data, partial(leave, unpacked, i)), partial(room, run, log, note))
     pack.run()
     return record.Preempted(told[0]).status if told else 0
 
@@ -62,10 +61,12 @@ def leave(unpacked: Connection, i: int, why: str) -> None:
         unpacked.send((i, why))
 
 
-def one(run: Run, given: Callable[[Member], Together], leave: Callable[[str], None], engine: Member) -> None:
+def one(
+    run: Run, preemption: Preemption, data: dict[str, InMemory], leave: Callable[[str], None], engine: Member
+) -> None:
     """Trains a run; what it fails of is in its log and its record, and no other run's affair."""
     try:
-        train.run(run.config, given(engine))
+        train.run(run.config, Together(engine, preemption, data))
     except Unpacked as error:
         leave(str(error))
     except record.Preempted:
