@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from vae_lab.distributions import DiagonalNormal, StandardNormal, centre, kl_per_dimension
 from vae_lab.engine.engines import Eager, Engine
 from vae_lab.engine.step import Made, Noises, Stepped, Work
+from vae_lab.engine.update import Update, update_of
 from vae_lab.evaluation.refinement import fitted
 from vae_lab.interfaces import ROOM, Batch, Block, Terms
 from vae_lab.metrics import Moments, bits_per_dim
@@ -86,11 +87,12 @@ class LitVAE(pl.LightningModule):
         self.train_terms, self.eval_terms = Moments(len(Terms._fields)), Moments(len(Terms._fields))
         self.posterior_means, self.kl_dims = Moments(vae.d), Moments(vae.d)
         self.images, self.seconds = 0, 0.0  # of this epoch so far
+        self.updates: list[Update] = []  # what makes an eager step of each optimiser
         self.resumed: dict[str, Any] | None = None  # where the checkpoint was taken that a fit continues from
 
     def setup(self, stage: str) -> None:
-        rank, world = self.global_rank, self.trainer.world_size
-        self.alone, self.mine = world == 1, slice(rank, None, world)
+        rank, self.world = self.global_rank, self.trainer.world_size
+        self.alone, self.mine = self.world == 1, slice(rank, None, self.world)
         self.resumed = None
 
     # --- training
@@ -217,13 +219,14 @@ class LitVAE(pl.LightningModule):
     def train_on(self, block: Block) -> None:
         """Makes the optimiser steps of a block."""
         before = self.global_step
-        schedule, optimizer = self.lr_schedulers(), self.first_optimizer()
+        schedule, first = self.lr_schedulers(), self.all_optimizers()[0]
         assert not isinstance(schedule, list)
+        self.updates = []
 
         def advance() -> None:
             if self.needs_lightning is None:
-                optimizer._on_before_step()  # Lightning counts its steps here, and there
-                optimizer._on_after_step()
+                first._on_before_step()  # Lightning counts its steps here, and there
+                first._on_after_step()
             if schedule is not None:
                 schedule.step()
 
@@ -236,23 +239,22 @@ class LitVAE(pl.LightningModule):
             B = min(block.size, len(block.rows.x) - k * block.size)
             self.log_step(made.of(k), B, before + k + 1)
 
-    def first_optimizer(self) -> LightningOptimizer:
-        """The optimiser whose steps are counted: that of all parameters but those of single data (6)."""
+    def all_optimizers(self) -> list[LightningOptimizer]:
+        """The optimisers. The steps of the first are counted: it has all parameters but those of single data (6)."""
         found = self.optimizers()
-        for other in found[1:] if isinstance(found, list) else []:
+        first, *others = found if isinstance(found, list) else [found]
+        for other in others:
             other._on_before_step = other._on_after_step = do_nothing_closure  # global_step counts batches
-        return found[0] if isinstance(found, list) else found
+        return [first, *others]
 
     def eager_step(self, batch: Batch, eps: Float[Tensor, "V B d"], norm: bool) -> Stepped:
         """An optimiser step, one operation after another."""
-        found, plain = self.optimizers(), self.needs_lightning is None
-        optimizers: list[LightningOptimizer] = found if isinstance(found, list) else [found]
         t, total = self.terms(self.vae, batch, eps), None
         for p in self.trained:
             p.grad = None  # the optimiser's own way takes a fiftieth of a small model's step
         # the mean over the whole batch, once the gradients have been averaged over the processes
-        share = self.trainer.world_size / len(batch.x)
-        if plain:
+        share = self.world / len(batch.x)
+        if self.needs_lightning is None:
             t.loss.backward(torch.full_like(t.loss, share))  # that mean's gradient: the mean itself is not asked for
         else:
             self.manual_backward(t.loss.sum() * share)
@@ -260,9 +262,12 @@ class LitVAE(pl.LightningModule):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             total = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
         if self.clip is not None:
-            self.clip_gradients(optimizers[0], self.clip)  # type: ignore[arg-type]
-        for optimizer in optimizers:
-            (optimizer.optimizer if plain else optimizer).step()
+            self.clip_gradients(self.trainer.optimizers[0], self.clip)
+        if not self.updates:  # anew in each block: between two, a callback may have changed anything
+            plain = self.needs_lightning is None
+            self.updates = [update_of(o.optimizer) if plain else o.step for o in self.all_optimizers()]
+        for update in self.updates:
+            update()
         with torch.no_grad():
             return Stepped(torch.stack(t), total)
 
