@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jaxtyping
 import pytest
@@ -14,6 +15,12 @@ install_import_hook("vae_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_
 # the tests' tensors are small: more threads only wait for each other, also in the processes that tests start
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# what was composed for a test is no user's affair; what is compiled is kept from one run of the tests to the next
+users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(users / "vae_lab" / "compiled"))
+cache = TemporaryDirectory(ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.fixture(autouse=True)

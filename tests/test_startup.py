@@ -83,7 +83,7 @@ composed, load = [], ConfigLoaderImpl.load_configuration
 ConfigLoaderImpl.load_configuration = lambda *a, **k: (composed.append(k), load(*a, **k))[1]
 main(["train", "-m", "d=2,3"])
 assert len(composed) == 1
-others = {f"vae_lab.launch.{name}" for name in ("look", "optuna", "packed", "ray", "slurm")}
+others = {f"vae_lab.launch.{name}" for name in ("look", "optuna", "packed", "ray", "slurm", "warm")}
 loaded = {"rich", *others} & set(sys.modules)
 assert not loaded, loaded
 main(["train", "d=2"])

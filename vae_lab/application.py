@@ -64,8 +64,8 @@ class _Told(Exception):
 
 def _task(command: str, argv: list[str], wants_traceback: bool) -> Callable[[DictConfig], float | None]:
     def task(cfg: DictConfig) -> float | None:
-        with garbage.spared():
-            run = importlib.import_module(f"vae_lab.commands.{hints.root(command)}").run
+        run = importlib.import_module(f"vae_lab.commands.{hints.root(command)}").run
+        garbage.heeded()
         sys.argv = argv  # Lightning starts further processes of a run by repeating the command, as it was typed
         try:
             with _environment("HYDRA_FULL_ERROR", "1" if wants_traceback else "0"):

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with garbage.spared():
         from vae_lab import application  # Hydra
 
-    application.run(command, arguments)
+        application.run(command, arguments)
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,7 @@ import hydra
 import yaml
 from hydra import initialize_config_dir
 from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.default_element import InputDefault
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -18,6 +19,7 @@ from omegaconf import _utils as omegaconf_utils
 from omegaconf import base as omegaconf_base
 
 from vae_lab import hints
+from vae_lab.composed import Composed
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -54,13 +56,18 @@ def run(command: str, arguments: Sequence[str], task: Task) -> None:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Whatever is composed meanwhile takes Hydra two thirds of the time, and comes to the same.
+    """Whatever is composed meanwhile takes Hydra two thirds of the time, or a third if it was before; it is the same.
 
     For each file Hydra lists anew which options are chosen, only because a defaults list may interpolate them; few do.
     OmegaConf reads YAML in Python, and parses an interpolation each time that it is looked at. What a version of them
     has no function of this name for stays as it is.
     """
+    before = Composed(hints.CONF)
     with (
+        _replaced(omegaconf_base.Container, "_evaluate_custom_resolver", before.watched),
+        _replaced(ConfigLoaderImpl, "_process_config_searchpath", before.searched),
+        _replaced(defaults_list, "_create_defaults_list", before.chosen),
+        _replaced(ConfigLoaderImpl, "_compose_config_from_defaults_list", before.merged),
         _replaced(defaults_list, "_create_interpolation_map", _asked_for),
         _replaced(omegaconf_utils, "get_yaml_loader", _in_c),
         _replaced(omegaconf_base, "parse", lru_cache(maxsize=1024)),  # a parsed interpolation never changes
@@ -69,16 +76,16 @@ def quick() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, better: Callable[[Any], Any]) -> Iterator[None]:
-    """A module's function is meanwhile what `better` makes of it."""
-    if (ordinary := getattr(module, name, None)) is None:
+def _replaced(owner: ModuleType | type, name: str, better: Callable[[Any], Any]) -> Iterator[None]:
+    """A function of a module or class is meanwhile what `better` makes of it."""
+    if (ordinary := getattr(owner, name, None)) is None:
         yield
         return
-    setattr(module, name, better(ordinary))
+    setattr(owner, name, better(ordinary))
     try:
         yield
     finally:
-        setattr(module, name, ordinary)
+        setattr(owner, name, ordinary)
 
 
 def _asked_for(ordinary: Callable[..., DictConfig]) -> Callable[..., DictConfig | None]:

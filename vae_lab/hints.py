@@ -4,7 +4,7 @@ Importing this imports neither Hydra nor torch. `more` are folders of the user's
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where Py
 
 def read(name: str, more: Sequence[Path] = ()) -> dict[str, Any]:
     """A YAML file, as it stands."""
+    return yaml.load(_text(name, more), _YAML) or {}
+
+
+def _text(name: str, more: Sequence[Path]) -> str:
     files = [folder / f"{name}.yaml" for folder in (CONF, *more)]
-    return yaml.load(next((file for file in files if file.exists()), files[0]).read_text(), _YAML) or {}
+    return next((file for file in files[:-1] if file.exists()), files[-1]).read_text()
 
 
 def root(command: str) -> str:
@@ -36,12 +40,18 @@ def groups(command: str, more: Sequence[Path] = ()) -> dict[str, list[str]]:
     return {n: sorted({file.stem for folder in (CONF, *more) for file in (folder / n).glob("*.yaml")}) for n in names}
 
 
-def keys(command: str, more: Sequence[Path] = ()) -> set[str]:
-    """Every key that may be set, dotted: those at the root, and those of each group's options."""
+def keys(command: str, more: Sequence[Path] = (), named: Container[str] | None = None) -> set[str]:
+    """Every key that may be set, dotted: those at the root, and those of each group's options.
+
+    Args:
+        named: the groups whose keys matter, which takes less time; of the others, `defaults` still counts
+    """
     found = set(_dotted({k: v for k, v in read(root(command)).items() if k not in ("defaults", "hydra")}, ""))
     for group, options in groups(command, more).items():
         if group != "experiment":  # an experiment has no keys of its own
             for option in options:
+                if named is not None and group not in named and "defaults" not in _text(f"{group}/{option}", more):
+                    continue
                 where = f"{group}.{option}." if group == "callbacks" else f"{group}."
                 found |= {group, where.rstrip("."), *_dotted(read(f"{group}/{option}", more), where)}
     return found
@@ -72,10 +82,11 @@ def check(command: str, arguments: Iterable[str]) -> None:
     if any(a.startswith(("-cp", "-cn", "--config-path", "--config-name")) for a in arguments):
         return  # another root
     more = _folders(arguments)
-    known, choices = keys(command, more), groups(command, more)
+    known = keys(command, more, {re.split(r"\W", argument)[0] for argument in arguments})
+    choices = groups(command, more)
     if "defaults" in known or any(part.endswith(".defaults") for part in known):
         return  # an option that is made of others: only composing it tells its keys
-    chosen = _chosen(command, arguments, more)
+    chosen = _chosen(command, arguments, choices, more)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
@@ -86,7 +97,7 @@ def check(command: str, arguments: Iterable[str]) -> None:
                 if option not in (*choices[key], "null"):
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
-            raise ValueError(unknown_key(argument, key, known))
+            raise ValueError(unknown_key(argument, key, keys(command, more)))
         elif (group := key.partition(".")[0]) in chosen and not _has(group, chosen[group], key, more):
             raise ValueError(absent_key(command, argument, key, more))
 
@@ -97,10 +108,12 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
     return [Path(folder) for folder in re.findall(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", text)]
 
 
-def _chosen(command: str, arguments: Iterable[str], more: Sequence[Path]) -> dict[str, str]:
+def _chosen(
+    command: str, arguments: Iterable[str], choices: dict[str, list[str]], more: Sequence[Path]
+) -> dict[str, str]:
     """The one option of each group that has one for sure: the default, the experiment's, or the last asked for."""
     asked = dict(a.lstrip("+").partition("=")[::2] for a in arguments)
-    choices, chosen = groups(command, more), dict[str, Any]()
+    chosen = dict[str, Any]()
     experiment = asked.get("experiment", "null")
     files = [read(root(command))]
     if experiment != "null":

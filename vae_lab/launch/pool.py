@@ -2,16 +2,17 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
@@ -21,8 +22,10 @@ from vae_lab.checks import flag, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
 from vae_lab.launch.plan import Cell
-from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
+
+if TYPE_CHECKING:
+    from vae_lab.launch.warm import Server, Worker
 
 TICK = 0.1  # seconds between looks at the jobs
 GRACE = 60.0  # seconds that an interrupted job has to save itself
@@ -44,7 +47,7 @@ class Job(NamedTuple):
     """A job that runs."""
 
     slot: Slot
-    process: subprocess.Popen[bytes] | Worker
+    process: "subprocess.Popen[bytes] | Worker"
 
 
 @final
@@ -80,9 +83,17 @@ class Pool:
         slots = self.slots(config)
         if not self.warm:
             return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
-        with warm_server(slots) as server:
-            place = partial(self.run, slots, server=server)
-            return sweep.launch(config, overrides_of_cells, len(slots), place, server.call)
+        with ExitStack() as stack:
+            # a sweep that is finished needs none
+            server = cache(lambda: stack.enter_context(warm_server(slots)))
+
+            def place(cells: Sequence[Cell], waiting: Sequence[int], inherited: list[str], board: Board) -> None:
+                self.run(slots, cells, waiting, inherited, board, server())
+
+            def call(*asked: Any) -> Any:  # noqa: ANN401
+                return server().call(*asked)
+
+            return sweep.launch(config, overrides_of_cells, len(slots), place, call)
 
     def slots(self, config: DictConfig) -> list[Slot]:
         """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""
@@ -107,7 +118,7 @@ class Pool:
         waiting: Sequence[int],
         inherited: list[str],
         board: Board,
-        server: Server | None = None,
+        server: "Server | None" = None,
     ) -> None:
         """Runs the jobs of the cells that `waiting` numbers, and ends them when this process is told to end."""
         queue, free, running = list(waiting), list(slots), dict[int, Job]()
@@ -137,13 +148,15 @@ class Pool:
         board.signal = arrived[0] if arrived else None
 
 
-def warm_server(slots: Sequence[Slot]) -> Server:
+def warm_server(slots: Sequence[Slot]) -> "Server":
     """What forks the jobs of these slots."""
+    from vae_lab.launch.warm import Server  # multiprocessing
+
     # torch's compiler may look for a GPU when it is imported
     return Server(slots[0].threads, ["torch._inductor.compile_fx"] if slots[0].devices is None else [])
 
 
-def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: Server | None = None) -> Job:
+def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: "Server | None" = None) -> Job:
     """The job of a cell, begun; what it prints goes to the end of its log."""
     folder = Path(cell.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +218,7 @@ def stop(running: dict[int, Job], arrived: list[int]) -> None:
         time.sleep(TICK)
 
 
-def tell(process: subprocess.Popen[bytes] | Worker, number: signal.Signals) -> None:
+def tell(process: "subprocess.Popen[bytes] | Worker", number: signal.Signals) -> None:
     """Sends a signal to a job and to the processes that it has started."""
     if process.poll() is None:
         with suppress(ProcessLookupError):  # it has ended meanwhile
@@ -233,6 +246,8 @@ def signals() -> Iterator[list[int]]:
 
 def gpus() -> list[str]:
     """The GPUs that a job may use, as nvidia-smi numbers them; torch is not asked, as importing it takes seconds."""
+    if shutil.which("nvidia-smi") is None:  # so much is known at once
+        return []
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):

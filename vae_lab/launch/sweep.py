@@ -8,6 +8,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from vae_lab import garbage
 from vae_lab.launch import job
 from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
@@ -63,6 +64,7 @@ def launch(
             board.skip(i, job.outcome(cell.folder, 0))
     outputs = Path(cells[0].folder).parent if cells else Path()
     if waiting:
+        garbage.heeded()
         notes = [{"run": Path(cell.folder).name, "overrides": cell.overrides} for cell in cells]
         with sweeps.noted(outputs, notes, slots), board:
             place(cells, waiting, inherited, board)

@@ -29,10 +29,15 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         if path.suffix == ".yaml"
         else json.dumps(content, indent=2, default=str)
     )
+    replace(path, (text + "\n" * (not text.endswith("\n"))).encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file, and its folder if need be, as `write` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text + "\n" * (not text.endswith("\n")))
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
