@@ -81,6 +81,18 @@ def frozen(params):
     return torch.optim.SGD(params, lr=0.0)
 
 
+@pytest.mark.parametrize("room", [1, 300])  # a batch, and two
+def test_noise_is_drawn_in_as_many_parts_as_it_takes(room, monkeypatch):
+    one, _, _ = fit(make_vae(), V=2, log_every=2)
+    monkeypatch.setattr("vae_lab.lit.ROOM", room)
+    other, _, _ = fit(make_vae(), V=2, log_every=2)
+    assert one.global_step == other.global_step == 14
+    for name, v in one.callback_metrics.items():
+        assert name == "train/images_per_second" or torch.equal(v, other.callback_metrics[name])
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_epoch_values_are_means_over_data_whatever_the_batch_size(size):
     vae = sharp(make_vae())

@@ -133,6 +133,11 @@ def test_where_more_latent_dimensions_do_something_runs_are_made_alone(objective
         same(train(Eager(), **run), result, 0.0)
 
 
+def test_runs_are_the_same_however_many_steps_there_is_room_for(monkeypatch):
+    monkeypatch.setattr("vae_lab.engine.stack.ROOM", 1)
+    each(*of(3, 3, objective=Elbo(2)), rtol=1e-9)
+
+
 def test_padded_weights_stay_exactly_zero():
     pack = Pack(compiler=interpreted)
     for d in (2, 4):

@@ -91,6 +91,8 @@ def kinds(*sets):
         "d=5",
         "likelihood.s2=0.5",
         "objective.beta=4.0",
+        "objective.beta=4",  # which is no whole number by default
+        "likelihood.s2=2",
         "optimizer.lr=0.1",
         "trainer.max_epochs=3",
         "logger=none",
@@ -170,6 +172,23 @@ def test_groups_are_no_larger_than_there_is_memory_for(most, groups, monkeypatch
     monkeypatch.setattr("vae_lab.launch.packed.share", lambda slots: memory)
     found = Packed().groups(runs, [Slot(None, 1)])
     assert len(found) == groups and all(len(group) <= most for group in found)
+
+
+def test_what_cannot_be_tried_is_packed_with_none():
+    def ended(function, *arguments):
+        raise ChildProcessError
+
+    assert Packed().groups({i: composed(f"seed={i}", *SMALL) for i in range(2)}, [Slot(None, 1)], ended) == []
+
+
+def test_data_and_noise_take_memory_up_to_their_room():
+    def memory(*words):
+        return needs([composed(*SMALL, *words)])[0].memory
+
+    noise = 100 * 100 * 2 * 4  # bytes, of a sample of a block's data, for d = 2
+    assert memory("objective.V=3", "d=2") - memory("objective.V=2", "d=2") > noise
+    room = 2 * 2**24  # of two blocks of data, or twice one's noise
+    assert memory("objective.V=200", "d=2", "sampling.block=1000") < memory("objective.V=200", "d=2") + room
 
 
 def test_a_step_that_cannot_be_made_is_packed_with_none():

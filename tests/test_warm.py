@@ -171,6 +171,12 @@ def test_what_breaks_there_breaks_here(server, errands):
     assert server.call(errands.who, 1, 2) == (3, False)
 
 
+def test_what_is_ended_there_is_not_tried_here(server, errands):
+    with pytest.raises(ChildProcessError, match="maybe for lack of memory"):
+        server.call(errands.killed)
+    assert server.call(errands.who, 1, 2) == (3, False)
+
+
 # --- and nobody else's affair
 
 

@@ -68,6 +68,13 @@ def words(command: str) -> frozenset[str]:
     return frozenset(key.partition(".")[0] for key in keys(command))
 
 
+@cache
+def floats(group: str) -> frozenset[tuple[str, str]]:
+    """The class and the key of each value in a group's options that is a float."""
+    nodes = [read(f"{group}/{file.stem}") for file in (CONF / group).glob("*.yaml")]
+    return frozenset((node["_target_"], key) for node in nodes for key, v in node.items() if isinstance(v, float))
+
+
 def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
     for key, value in node.items():
         if not key.startswith("_"):

@@ -1,6 +1,7 @@
 """Who makes a run's optimiser steps. The results are the same but for rounding, and any may continue another's run."""
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work
 from vae_lab.interfaces import Block
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 Call = Callable[..., Sequence[Tensor]]
 """A graph that can be called."""
@@ -235,14 +237,14 @@ def check_compiler(device: torch.device) -> None:
 def cache_folder(folder: str | None) -> Iterator[None]:
     """Inductor's cache is in `folder` for a while; None: where TORCHINDUCTOR_CACHE_DIR says, else in the user's cache
     folder, which outlives a restart of the machine."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(name)
-    said = None if before == default_cache_dir() else before  # torch writes its default there when it is imported
+    before = os.environ.get(CACHE)
+    # torch writes its default there when it is imported
+    said = before if before and not before.startswith(f"{tempfile.gettempdir()}/torchinductor_") else None
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vae_lab" / "compiled"
-    os.environ[name] = str(Path(folder or said or users).expanduser())
+    os.environ[CACHE] = str(Path(folder or said or users).expanduser())
     try:
         yield
     finally:
-        os.environ.pop(name)
+        os.environ.pop(CACHE)
         if before is not None:
-            os.environ[name] = before
+            os.environ[CACHE] = before

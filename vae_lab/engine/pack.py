@@ -5,6 +5,8 @@ steps, until those of all have been made. So callbacks, checkpoints, logs and fa
 """
 
 import hashlib
+import os
+import platform
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,10 +16,9 @@ from typing import NamedTuple, final
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.fx import GraphModule
 
-from vae_lab.engine.engines import Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
+from vae_lab.engine.engines import CACHE, Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work
 from vae_lab.interfaces import Block
@@ -124,7 +125,7 @@ class Pack:
         with cache_folder(self.cache), torch.no_grad():
             note = noted(graph, given)
             repays = self.steps / 10 if note.exists() else self.steps
-            if sum(work.steps for work in works) >= repays:
+            if sum(member.work.steps - member.t for member in together if member.work is not None) >= repays:
                 try:
                     if self.compiler is inductor:
                         check_compiler(device)
@@ -248,8 +249,10 @@ class Member(Engine):
 def noted(graph: GraphModule, given: Sequence[Tensor]) -> Path:
     """The file that is there if a graph was compiled before, for tensors like these."""
     like = [(*v.shape, v.dtype, v.device.type) for v in given]
-    said = f"{torch.__version__} {like} {graph.code}"
-    return Path(cache_dir(), "vae_lab", hashlib.sha256(said.encode()).hexdigest())
+    device, cpu = given[0].device, torch.backends.cpu.get_cpu_capability()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {cpu}"
+    said = f"{torch.__version__} {where} {like} {graph.code}"
+    return Path(os.environ[CACHE], "vae_lab", hashlib.sha256(said.encode()).hexdigest())
 
 
 def reason(error: Exception) -> str:

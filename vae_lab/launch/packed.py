@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vae_lab import application
+from vae_lab import application, hints
 from vae_lab.checks import number, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
@@ -62,7 +62,7 @@ class Packed:
         size: the most runs in a group; there are fewer in it where memory does not suffice
         flops: on a CPU, a run whose optimiser step takes more floating-point operations than this is a job of its own:
             its step is no slower than its arithmetic, and gains nothing
-        steps: from how many optimiser steps on, of a group's runs together, their step is compiled
+        steps: from how many optimiser steps on, of a group's runs together, their step is compiled by `engine=auto`
     Raises:
         ValueError: for what is not of that kind.
     """
@@ -121,7 +121,11 @@ class Packed:
         several = [members for members in alike.values() if len(members) > 1]
         widest = [runs[max(members, key=lambda i: runs[i].d)] for members in several]
         found, memory = list[list[int]](), share(slots) if several else 0.0
-        for members, need in zip(several, call(needs, widest) if several else [], strict=True):
+        try:
+            answers = call(needs, widest) if several else []
+        except ChildProcessError:  # each does what it can alone
+            return []
+        for members, need in zip(several, answers, strict=True):
             if need is None or (slots[0].devices is None and need.flops > self.flops):
                 continue
             most = int(max(1, min(self.size, (memory - PROCESS) / (RUN + need.memory))))
@@ -186,7 +190,8 @@ class Packed:
         runs[0].log.parent.mkdir(parents=True, exist_ok=True)  # where it says what is no run's affair
         ours, its = Pipe(duplex=False)
         with its:
-            arguments = runs, self.steps, runs[0].config.engine.cache, its
+            engine = runs[0].config.engine  # of all
+            arguments = runs, 0 if engine._target_.endswith(".Compiled") else self.steps, engine.cache, its
             return server.start(work, arguments, runs[0].log, job.environment(slot.devices, slot.threads)), ours
 
 
@@ -252,7 +257,10 @@ def kind_of(cfg: DictConfig) -> str | None:
         plain.pop(key, None)
     plain["callbacks"].pop("pruning", None)
     for group in FLOATS:
-        plain[group] = {k: "float" if isinstance(v, float) else v for k, v in plain[group].items()}
+        node, named = plain[group], hints.floats(group)
+        for key, v in node.items():
+            if isinstance(v, float) or (type(v) is int and (node["_target_"], key) in named):
+                node[key] = "float"
     return json.dumps(plain, sort_keys=True, default=str)
 
 

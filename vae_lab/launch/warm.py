@@ -124,17 +124,39 @@ class Server:
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         """What a module's function comes to, which imports what takes seconds: in a process of its own, if one can be
-        forked, as the server imports the same; else in this one."""
+        forked, as the server imports the same; else in this one.
+
+        Raises:
+            Exception: what the function raises.
+            ChildProcessError: if that process was ended.
+        """
+        answers = self.asked(function, arguments)
+        if answers is None:
+            return function(*arguments)
+        with answers:
+            try:
+                found, error = answers.recv()
+            except EOFError:
+                raise ChildProcessError("what tries the runs' parts was ended, maybe for lack of memory") from None
+        if error is not None:
+            raise error
+        return found
+
+    def asked(self, function: Callable[..., object], arguments: tuple[object, ...]) -> Connection | None:
+        """Where the answer of a process arrives that is forked to find it; None: none can be forked."""
         self.prepare()
-        if self.forks and self.environment is not None:
-            ours, its = Pipe(duplex=False)
-            with ours, suppress(OSError, EOFError):
-                with its:
-                    self.launch(
-                        "forkserver", self.environment, answer, (its, function, arguments), None, self.environment
-                    )
-                return ours.recv()
-        return function(*arguments)
+        if not self.forks or self.environment is None:
+            return None
+        ours, its = Pipe(duplex=False)
+        try:
+            with its:
+                work = its, function, arguments
+                self.launch("forkserver", self.environment, answer, work, None, self.environment)
+        except (OSError, EOFError):
+            self.forks = False
+            ours.close()
+            return None
+        return ours
 
     def launch(
         self,
@@ -204,7 +226,11 @@ def begin(
 
 def answer(asked: Connection, function: Callable[..., object], arguments: Sequence[object]) -> None:
     """Sends what a function comes to; who has asked may have been killed."""
-    found = function(*arguments)
+    found: tuple[object, Exception | None]
+    try:
+        found = function(*arguments), None
+    except Exception as error:
+        found = None, error
     with suppress(BrokenPipeError):
         asked.send(found)
 
