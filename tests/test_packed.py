@@ -21,9 +21,10 @@ from optuna.trial import TrialState
 from test_train import ROOT, command, runs_in, without_account
 
 from vae_lab.cli import register_resolvers
-from vae_lab.launch.packed import PROCESS, RUN, Packed, kind_of, needs, outcome
+from vae_lab.launch.packed import PROCESS, RUN, Packed, Run, kind_of, needs, outcome
 from vae_lab.launch.plan import Cell
 from vae_lab.launch.pool import Slot
+from vae_lab.launch.warm import Server
 from vae_lab.runs import identity, read_config, record
 
 SMALL = ["encoder.hidden=[16]", "decoder.hidden=[16]", "callbacks=[checkpoint]", "data.validation=100"]
@@ -208,6 +209,20 @@ def test_the_options_are_the_constructors():
     options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "packed.yaml")
     assert options.pop("_target_") == "hydra_plugins.vae_lab.packed.PackedLauncher"
     assert options == {name: p.default for name, p in inspect.signature(Packed).parameters.items()}
+
+
+@pytest.mark.parametrize(("engine", "steps"), [("auto", 7), ("compiled", 0)])
+def test_who_asks_for_compiled_steps_has_them_however_few(engine, steps, tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def start(server, work, arguments, log, env):
+        raise Told(arguments[1])
+
+    monkeypatch.setattr("vae_lab.launch.warm.Server.start", start)
+    run = Run(composed(f"engine={engine}"), OmegaConf.create(), [], tmp_path / "job.log")
+    with pytest.raises(Told, match=f"^{steps}$"):
+        Packed(steps=7).start({0: run}, Slot(None, 1), Server(1))
 
 
 # --- sweeps

@@ -22,7 +22,7 @@ def tune() -> None:
 
 def peaks() -> dict[str, int]:
     """The most memory that this process has had, in MiB: `peak_mib` of the machine's, and `gpu_peak_mib` of a GPU's.
-    Runs that are trained together have one process."""
+    So far: runs that have a process together, or one after another, each have the peak of all up to then."""
     import torch
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
