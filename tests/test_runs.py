@@ -319,7 +319,7 @@ def test_write_comes_back(tmp_path, name):
     assert path.read_text().endswith("\n") and list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("step", ["write_text", "replace"])
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
 def test_write_is_all_or_nothing(tmp_path, monkeypatch, step):
     path = tmp_path / "a.json"
     runs.write(path, {"old": 1})
@@ -327,7 +327,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch, step):
     original = getattr(Path, step)
 
     def fail(self, argument, *more):
-        if step == "write_text":
+        if step == "write_bytes":
             original(self, argument[:3])
         raise OSError("the disk is full")
 
