@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -180,6 +181,12 @@ def test_what_cannot_be_tried_is_packed_with_none():
         raise ChildProcessError
 
     assert Packed().groups({i: composed(f"seed={i}", *SMALL) for i in range(2)}, [Slot(None, 1)], ended) == []
+
+
+def test_what_is_needed_is_told_without_torch():
+    told = pickle.dumps(needs([composed(*SMALL)]))
+    code = f"import pickle, sys; [need] = pickle.loads({told!r}); assert need.flops and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_data_and_noise_take_memory_up_to_their_room():

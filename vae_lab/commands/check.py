@@ -25,13 +25,6 @@ MODEL = ("encoder", "posterior", "decoder", "likelihood", "prior")
 TRIED = 5  # steps that are timed, after one that is not
 
 
-class Need(NamedTuple):
-    """What a run takes that is trained with others."""
-
-    flops: int  # floating-point operations of an optimiser step's matrix products and convolutions
-    memory: int  # bytes, roughly
-
-
 class Cost(NamedTuple):
     """What a run takes."""
 
@@ -87,8 +80,9 @@ def architecture(cfg: DictConfig) -> str:
     return f"{shapes} {classes} {kept} {cfg.trainer.accelerator} {cfg.trainer.precision}"
 
 
-def need(cfg: DictConfig) -> Need:
-    """What the run of `cfg` takes beside others, tried on a batch that is made up: no data are loaded.
+def need(cfg: DictConfig) -> tuple[int, int]:
+    """What the run of `cfg` takes beside others, tried on a batch that is made up, as no data are loaded: operations in
+    floating point of an optimiser step's matrix products and convolutions, and bytes of memory, roughly.
 
     Raises:
         Exception: whatever keeps the step from being made.
@@ -103,7 +97,7 @@ def need(cfg: DictConfig) -> Need:
     # values, gradients and two moments, in the stack; all but gradients once more as the run's own, and as what it is
     # about to save. What a step keeps, and its gradients. A block of data that is in work, and the next one
     memory = 10 * sum(p.nbytes for p in vae.parameters()) + 2 * kept + 2 * rows + noise
-    return Need(counter.get_total_flops(), memory)
+    return counter.get_total_flops(), memory
 
 
 def cost(cfg: DictConfig) -> Cost:

@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -24,9 +24,6 @@ from vae_lab.launch.plan import Call, Cell, configs, here
 from vae_lab.launch.pool import TICK, Device, Job, Pool, Slot, ended, signals, stop, warm_server
 from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
-
-if TYPE_CHECKING:
-    from vae_lab.commands.check import Need
 
 LOOK = 1.0
 """Seconds between looks at the runs' records."""
@@ -51,6 +48,13 @@ class Run(NamedTuple):
     hydra: DictConfig  # what Hydra would know of it, if it were alone
     command: list[str]  # that trains it alone
     log: Path
+
+
+class Need(NamedTuple):
+    """What a run takes that is trained with others. It comes from another process, and brings no torch along."""
+
+    flops: int  # floating-point operations of an optimiser step
+    memory: int  # bytes
 
 
 @final
@@ -273,15 +277,15 @@ def unused_d(cfg: DictConfig) -> bool:
     return elbo and plain and not objective.free_bits
 
 
-def needs(found: Sequence[DictConfig]) -> list["Need | None"]:
+def needs(found: Sequence[DictConfig]) -> list[Need | None]:
     """What each of these runs takes; None: its step could not be made, and it is trained alone."""
     from vae_lab.commands import check  # torch
 
     application.register_resolvers()
-    answers = list["Need | None"]()
+    answers = list[Need | None]()
     for cfg in found:
         try:
-            answers.append(check.need(cfg))
+            answers.append(Need(*check.need(cfg)))
         except Exception:
             answers.append(None)
     return answers
