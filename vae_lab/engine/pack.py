@@ -15,7 +15,7 @@ from typing import NamedTuple, final
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from vae_lab.engine.engines import CACHE, Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
@@ -98,7 +98,9 @@ class Pack:
         why = None if len(works) > 1 else "no other run is left that it could be packed with"
         if why is None:
             try:
-                Stack(works).graph()
+                stack = Stack(works)
+                if not known(stack.model):
+                    stack.graph()
             except Exception as error:
                 why = reason(error)
         for member in offered:
@@ -244,6 +246,11 @@ class Member(Engine):
             return found[0]
         terms, size, all_norms = zip(*found, strict=True)
         return Made(torch.cat(terms, dim=1), size[0], [norm for norms in all_norms for norm in norms])
+
+
+def known(model: nn.Module) -> bool:
+    """Whether all parts are torch's or this package's own, whose operations can be traced; it takes time to try."""
+    return all(type(part).__module__.partition(".")[0] in ("torch", "vae_lab") for part in model.modules())
 
 
 def noted(graph: GraphModule, given: Sequence[Tensor]) -> Path:
