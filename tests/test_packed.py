@@ -132,9 +132,24 @@ def test_d_may_differ_only_where_more_of_it_does_nothing(words):
     assert one == two
 
 
-@pytest.mark.parametrize("word", ["engine=eager", "encoder=free", "trainer=ddp", "trainer.precision=bf16-mixed"])
-def test_some_runs_are_trained_alone(word):
-    assert kinds([word]) == [None]
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("engine=eager", "engine=eager"),
+        ("encoder=free", "encoder=free has parameters of single data"),
+        ("trainer=ddp", "each has several processes"),
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed"),
+        ("objective.V=64", "a step of 3.2e+09 operations fills a core (hydra.launcher.flops)"),
+        ("encoder=linear,mlp", "no other is left that differs in numbers alone"),
+    ],
+)
+def test_some_runs_are_trained_alone_and_it_is_said_why(word, why):
+    key, _, values = word.partition("=")
+    words = [f"{key}={value}" for value in values.split(",")]
+    two = [composed("encoder=mlp", f"seed={i}", words[i % len(words)]) for i in range(2)]
+    said = list[str]()
+    assert Packed().groups(dict(enumerate(two)), [Slot(None, 1)], say=said.append) == []
+    assert said == [f"[cyan]alone[/cyan]    2 of 2 runs: {why}"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +181,7 @@ def test_groups_fill_the_slots_and_are_no_larger_than_they_may_be():
     assert len(Packed(flops=0).groups(runs, [Slot([0], 1)])) == 1  # on a GPU it does
 
 
-@pytest.mark.parametrize(("most", "groups"), [(7, 1), (4, 2), (3, 3), (1, 0)])
+@pytest.mark.parametrize(("most", "groups"), [(7, 1), (4, 2), (3, 3), (1, 0), (0, 0)])
 def test_groups_are_no_larger_than_there_is_memory_for(most, groups, monkeypatch):
     runs = {i: composed(f"seed={i}", *SMALL) for i in range(7)}
     [need] = needs([runs[0]])
@@ -201,8 +216,10 @@ def test_data_and_noise_take_memory_up_to_their_room():
 
 def test_a_step_that_cannot_be_made_is_packed_with_none():
     runs = {i: composed(f"seed={i}", "objective=iwae", "likelihood=gaussian_optimal") for i in range(2)}
-    assert needs([runs[0]]) == [None]
-    assert Packed().groups(runs, [Slot(None, 1)]) == []
+    [why], said = needs([runs[0]]), list[str]()
+    assert why.startswith("ValueError: ")
+    assert Packed().groups(runs, [Slot(None, 1)], say=said.append) == []
+    assert said == [f"[cyan]alone[/cyan]    2 of 2 runs: {why}"]
 
 
 def test_the_operations_of_a_step_are_those_of_its_products():

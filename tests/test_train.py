@@ -216,6 +216,11 @@ def test_numbers_too_small_to_matter_take_no_time():
     assert torch.tensor(1e-38) * 0.1 == 0
 
 
+def test_runs_without_callbacks():
+    [run] = train("trainer.max_epochs=1", "logger=none", "callbacks=[]")
+    assert "test/elbo" in json.loads((run / "metrics.json").read_text()) and not (run / "checkpoints").exists()
+
+
 def test_runs_without_validation_data():
     [run] = train(*QUICK, "logger=none", "data.validation=0")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -309,6 +314,10 @@ def test_several_processes_are_refused_in_a_sweep_of_one(capsys):
 WRONG = {
     "likelihood=nope": "likelihood=nope: no such option; likelihood must be one of bernoulli, categorical",
     "encoder=mpl": "did you mean 'mlp'?",
+    "logger=null": "logger=null: no such option; logger must be one of csv, none",
+    "callbacks=[progres]": "callbacks=progres: no such option; callbacks must be one of checkpoint, early_stopping, pi",
+    "~encoder": "~encoder: encoder must be one of conv, free, linear, mlp",
+    "~callbacks": "~callbacks: callbacks=[] is without any; callbacks must be some of checkpoint",
     "modle.d=2": "modle.d=2: no key 'modle.d'",
     "likelihood.s3=1": "no key 'likelihood.s3'; did you mean 'likelihood.s2'?",
     "likelihood=bernoulli likelihood.s2=0.1": "likelihood.s2=0.1: no key 's2' in the chosen likelihood",

@@ -96,12 +96,14 @@ def check(command: str, arguments: Iterable[str]) -> None:
     chosen = _chosen(command, arguments, choices, more)
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if key.startswith("~") and key[1:] in choices.keys() - {"experiment"}:
+            raise ValueError(left_out(command, key[1:], choices[key[1:]]))
         if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
             continue
         if key in choices:
-            plain = re.fullmatch(r"\w+(,\w+)*", value)  # not a list, a glob or an interpolation
-            for option in value.split(",") if plain else ():
-                if option not in (*choices[key], "null"):
+            plain = re.fullmatch(r"[\w\s,[\]]+", value)  # no glob, no interpolation
+            for option in re.findall(r"\w+", value) if plain else ():
+                if option not in choices[key]:
                     raise ValueError(unknown_option(key, option, choices[key]))
         elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
             raise ValueError(unknown_key(argument, key, keys(command, more)))
@@ -141,6 +143,13 @@ def _has(group: str, option: str, key: str, more: Sequence[Path]) -> bool:
 def unknown_option(group: str, option: str, allowed: Sequence[str]) -> str:
     """The message for a group's option that does not exist."""
     return f"{group}={option}: no such option; {group} must be one of {', '.join(allowed)}{closest(option, allowed)}"
+
+
+def left_out(command: str, group: str, allowed: Sequence[str]) -> str:
+    """The message for a group that is to have no option."""
+    defaults = [entry[group] for entry in read(root(command))["defaults"] if group in entry]
+    several = f"{group}=[] is without any; " if isinstance(defaults[0], list) else ""
+    return f"~{group}: {several}{group} must be {'some' if several else 'one'} of {', '.join(allowed)}"
 
 
 def unknown_key(argument: str, key: str, known: Iterable[str]) -> str:

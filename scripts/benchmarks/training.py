@@ -15,7 +15,7 @@ GOALS = {
     "W5": [Goal(EAGER, BARE, 0.95), Goal(COMPILED, BARE, 2.0, 3.0), Goal(EAGER, DEFAULT, 2.5)],
     "conv": [Goal(EAGER, BARE, 0.98, 1.1), Goal(COMPILED, BARE, 0.98, 1.1)],
 }
-PEERS = "W1", "W5"  # where others than the plain loop are measured too
+PEERS = "W1", "W5"  # where other libraries are measured too
 
 
 def run(given: Namespace, folder: Path) -> Iterator[Comparison]:
@@ -50,4 +50,5 @@ def lineup(workload: str, device: str) -> Iterator[tuple[str, str, str]]:
     if workload in PEERS:
         yield DEFAULT, "lightning", ""
         yield PYTHAE, "pythae_vae", ""
+    if workload != "conv":
         yield JAX, "jax_scan", ""

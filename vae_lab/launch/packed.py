@@ -3,7 +3,7 @@
 import json
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vae_lab import application, hints
 from vae_lab.checks import number, whole
 from vae_lab.launch import job, sweep
-from vae_lab.launch.board import Board
+from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.memory import share
 from vae_lab.launch.plan import Call, Cell, configs, here
@@ -109,33 +109,53 @@ class Packed:
             for i, cfg in found.items()
             if isinstance(cfg, DictConfig) and record.state(cells[i].folder) != "running"
         }
-        groups = self.groups(planned, slots, server.call)
+        groups = self.groups(planned, slots, server.call, board.say)
         runs = {i: described(planned[i], cells[i], config, inherited) for group in groups for i in group}
         self.train([{i: runs[i] for i in group} for group in groups], slots, cells, board, server)
         rest = [i for i in waiting if i not in board.outcomes]
         if rest and board.signal is None:
             self.pool.run(slots, cells, rest, inherited, board, server)
 
-    def groups(self, runs: dict[int, DictConfig], slots: Sequence[Slot], call: Call = here) -> list[list[int]]:
-        """The runs that are to be trained as one, by their numbers: at least two in each."""
-        alike: dict[str, list[int]] = {}
+    def groups(
+        self,
+        runs: Mapping[int, DictConfig],
+        slots: Sequence[Slot],
+        call: Call = here,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> list[list[int]]:
+        """The runs that are to be trained as one, by their numbers: at least two in each. Why the others are not, is
+        said."""
+        alike, alone = dict[str, list[int]](), dict[str, list[int]]()
         for i, cfg in runs.items():
-            if (kind := kind_of(cfg)) is not None:
-                alike.setdefault(kind, []).append(i)
+            if (why := obstacle(cfg)) is not None:
+                alone.setdefault(why, []).append(i)
+            else:
+                alike.setdefault(kind_of(cfg), []).append(i)
         several = [members for members in alike.values() if len(members) > 1]
+        found = [members for members in alike.values() if len(members) == 1]
         widest = [runs[max(members, key=lambda i: runs[i].d)] for members in several]
-        found, memory = list[list[int]](), share(slots) if several else 0.0
+        memory = share(slots) if several else 0.0
+        answers: Sequence[Need | str] = []
         try:
             answers = call(needs, widest) if several else []
-        except ChildProcessError:  # each does what it can alone
-            return []
+        except ChildProcessError as error:  # each does what it can alone
+            answers = [str(error)] * len(several)
         for members, need in zip(several, answers, strict=True):
-            if need is None or (slots[0].devices is None and need.flops > self.flops):
-                continue
-            most = int(max(1, min(self.size, (memory - PROCESS) / (RUN + need.memory))))
-            n = max(-(-len(members) // most), min(len(slots), len(members) // 2))  # groups
-            found += [members[k::n] for k in range(n) if len(members[k::n]) > 1]
-        return found
+            if isinstance(need, str):
+                alone.setdefault(need, []).extend(members)
+            elif slots[0].devices is None and need.flops > self.flops:
+                why = f"a step of {need.flops:.1e} operations fills a core (hydra.launcher.flops)"
+                alone.setdefault(why, []).extend(members)
+            elif (most := int(min(self.size, (memory - PROCESS) / (RUN + need.memory)))) < 2:
+                alone.setdefault("there is no room for two at once", []).extend(members)
+            else:
+                n = max(-(-len(members) // most), min(len(slots), len(members) // 2))  # groups
+                found += [members[k::n] for k in range(n)]
+        if single := [i for members in found if len(members) == 1 for i in members]:
+            alone["no other is left that differs in numbers alone"] = single
+        for why, members in alone.items():
+            say(f"[cyan]alone[/cyan]    {len(members)} of {len(runs)} runs: {escape(why)}")
+        return [members for members in found if len(members) > 1]
 
     def train(
         self,
@@ -240,15 +260,22 @@ def described(cfg: DictConfig, cell: Cell, config: DictConfig, inherited: list[s
     return Run(cfg, alone, job.command([*inherited, *cell.overrides]), Path(cell.folder).absolute() / job.LOG)
 
 
-def kind_of(cfg: DictConfig) -> str | None:
-    """Equal for runs that may be trained as one; None for one that is trained alone."""
+def obstacle(cfg: DictConfig) -> str | None:
+    """Why a run is trained alone, whatever the others are."""
     trainer = cfg.trainer
-    if cfg.engine._target_.endswith(".Eager") or cfg.encoder._target_.endswith(".Free"):
-        return None
-    if trainer.precision not in (32, "32", "32-true") or trainer.get("num_nodes", 1) != 1:
-        return None
-    if trainer.devices not in ("auto", 1) or trainer.strategy not in ("auto",):
-        return None
+    if cfg.engine._target_.endswith(".Eager"):
+        return "engine=eager"
+    if cfg.encoder._target_.endswith(".Free"):
+        return "encoder=free has parameters of single data"
+    if trainer.precision not in (32, "32", "32-true"):
+        return f"trainer.precision={trainer.precision}"
+    if trainer.get("num_nodes", 1) != 1 or trainer.devices not in ("auto", 1) or trainer.strategy not in ("auto",):
+        return "each has several processes"
+    return None
+
+
+def kind_of(cfg: DictConfig) -> str:
+    """Equal for runs that may be trained as one."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     for key in (*FREE, "d") if unused_d(cfg) else FREE:
@@ -277,15 +304,15 @@ def unused_d(cfg: DictConfig) -> bool:
     return elbo and plain and not objective.free_bits
 
 
-def needs(found: Sequence[DictConfig]) -> list[Need | None]:
-    """What each of these runs takes; None: its step could not be made, and it is trained alone."""
+def needs(found: Sequence[DictConfig]) -> list[Need | str]:
+    """What each of these runs takes; why its step could not be made."""
     from vae_lab.commands import check  # torch
 
     application.register_resolvers()
-    answers = list[Need | None]()
+    answers = list[Need | str]()
     for cfg in found:
         try:
             answers.append(Need(*check.need(cfg)))
-        except Exception:
-            answers.append(None)
+        except Exception as error:
+            answers.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return answers
