@@ -22,9 +22,10 @@ from optuna.trial import TrialState
 from test_train import ROOT, command, runs_in, without_account
 
 from vae_lab.cli import register_resolvers
-from vae_lab.launch.packed import PROCESS, RUN, Packed, Run, kind_of, needs, outcome
+from vae_lab.launch.board import Board
+from vae_lab.launch.packed import PROCESS, RUN, Group, Packed, Run, kind_of, needs, outcome
 from vae_lab.launch.plan import Cell
-from vae_lab.launch.pool import Slot
+from vae_lab.launch.pool import Slot, Sweep
 from vae_lab.launch.warm import Server
 from vae_lab.runs import identity, read_config, record
 
@@ -139,7 +140,7 @@ def test_d_may_differ_only_where_more_of_it_does_nothing(words):
         ("encoder=free", "encoder=free has parameters of single data"),
         ("trainer=ddp", "each has several processes"),
         ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed"),
-        ("objective.V=64", "a step of 3.2e+09 operations fills a core (hydra.launcher.flops)"),
+        ("objective.V=8", "a step of 4.4e+08 operations fills a core (hydra.launcher.flops)"),
         ("encoder=linear,mlp", "no other is left that differs in numbers alone"),
     ],
 )
@@ -246,7 +247,7 @@ def test_who_asks_for_compiled_steps_has_them_however_few(engine, steps, tmp_pat
     monkeypatch.setattr("vae_lab.launch.warm.Server.start", start)
     run = Run(composed(f"engine={engine}"), OmegaConf.create(), [], tmp_path / "job.log")
     with pytest.raises(Told, match=f"^{steps}$"):
-        Packed(steps=7).start({0: run}, Slot(None, 1), Server(1))
+        Group(Sweep([Cell([], str(tmp_path), "0")], [], Board([], 1), Server(1)), {0: run}, 7).start(Slot(None, 1))
 
 
 # --- sweeps
@@ -289,8 +290,14 @@ def test_a_run_that_breaks_stops_alone():
 
 
 def test_what_is_in_no_group_is_a_job_of_the_pool():
-    done = sweep(*QUICK, "objective.V=1,2")
-    assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout and "packed" not in done.stdout
+    """It waits for a slot, and not for the groups."""
+    done = sweep(*QUICK, "trainer.precision=32-true,64-true", "seed=1,2")
+    assert done.returncode == 0 and "4 runs: 4 finished" in done.stdout, done.stdout + done.stderr
+    alone, *events = (line.split() for line in done.stdout.splitlines())
+    assert " ".join(alone) == "alone 2 of 4 runs: trainer.precision=64-true"
+    slots = len(os.sched_getaffinity(0))
+    assert [event[0] for event in events[: 3 if slots > 1 else 2]] == ["starts"] * (3 if slots > 1 else 2)
+    assert sum("packed" in event for event in events) == 2
 
 
 def test_runs_that_cannot_be_stacked_are_jobs_of_the_pool():

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,12 +20,9 @@ from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.memory import share
 from vae_lab.launch.plan import Call, Cell, configs, here
-from vae_lab.launch.pool import TICK, Device, Job, Pool, Slot, ended, signals, stop, warm_server
+from vae_lab.launch.pool import Device, Pool, Single, Slot, Sweep, Task, warm_server
 from vae_lab.launch.warm import Server, Worker
 from vae_lab.runs import record
-
-LOOK = 1.0
-"""Seconds between looks at the runs' records."""
 
 PROCESS, RUN = 2**30, 2**24
 """Bytes that a group's process takes, and each of its runs, whatever is trained: as was measured, rounded up."""
@@ -101,7 +97,7 @@ class Packed:
         inherited: list[str],
         board: Board,
     ) -> None:
-        """Runs the groups first, and then, as jobs of the pool, what is in none, or could not be trained in one."""
+        """Runs the groups, and what is in none, or could not be trained in one, as jobs of the pool."""
         found = dict(zip(waiting, configs(config, [cells[i].overrides for i in waiting]), strict=True))
         # all, as nothing is wrong with them; but a group does not wait for another process
         planned = {
@@ -110,11 +106,13 @@ class Packed:
             if isinstance(cfg, DictConfig) and record.state(cells[i].folder) != "running"
         }
         groups = self.groups(planned, slots, server.call, board.say)
-        runs = {i: described(planned[i], cells[i], config, inherited) for group in groups for i in group}
-        self.train([{i: runs[i] for i in group} for group in groups], slots, cells, board, server)
-        rest = [i for i in waiting if i not in board.outcomes]
-        if rest and board.signal is None:
-            self.pool.run(slots, cells, rest, inherited, board, server)
+        packed, whole = {i for group in groups for i in group}, Sweep(cells, inherited, board, server)
+        tasks: list[Task] = [
+            Group(whole, {i: described(planned[i], cells[i], config, inherited) for i in group}, self.steps)
+            for group in groups
+        ]
+        tasks += [Single(whole, i) for i in waiting if i not in packed]
+        self.pool.run(slots, tasks, board)
 
     def groups(
         self,
@@ -157,66 +155,54 @@ class Packed:
             say(f"[cyan]alone[/cyan]    {len(members)} of {len(runs)} runs: {escape(why)}")
         return [members for members in found if len(members) > 1]
 
-    def train(
-        self,
-        groups: Sequence[Mapping[int, Run]],
-        slots: Sequence[Slot],
-        cells: Sequence[Cell],
-        board: Board,
-        server: Server,
-    ) -> None:
-        """Runs the groups, each in a process; tells the board what the runs' records say.
 
-        What a process has left undone, though nothing ended it, is not told: the pool tries it alone.
-        """
-        queue, free, running = list(groups), list(slots), dict[int, Job]()
-        members, told = {min(group): list(group) for group in groups}, dict[int, Connection]()
-        before = dict[int, dict[str, Any]]()
+@final
+class Group(Task):
+    """Runs that are trained as one. What this leaves, also undone though nothing ended it, is to be a job of its own.
 
-        def look(key: int, status: int | None) -> None:
-            for k, why in received(told[key]):
-                board.leave(members[key][k], f"not packed, as {why}")
-            for i in members[key]:
-                if i in board.running and (how := outcome(cells[i], before[i], status)) is not None:
-                    board.end(i, how)
+    Args:
+        runs: by the numbers of their cells
+        steps: see `Packed`
+    """
 
-        with signals() as arrived:
-            try:
-                while (queue or running) and not arrived:
-                    if self.pool.max_failures and board.failures() >= self.pool.max_failures:
-                        queue = []
-                    while queue and free:
-                        group, slot = queue.pop(0), free.pop(0)
-                        before |= {i: record.read(cells[i].folder) or {} for i in group}
-                        process, told[min(group)] = self.start(group, slot, server)
-                        running[min(group)] = Job(slot, process)
-                        for i in group:
-                            board.start(i, f"{slot}, one of {len(group)} that are packed")
-                    until = time.monotonic() + LOOK
-                    while time.monotonic() < until and not arrived and not ended(running):
-                        time.sleep(TICK)
-                    for key in running:
-                        look(key, None)
-                    for key, status in ended(running):
-                        look(key, status)
-                        free.append(running.pop(key).slot)
-                        for i in members[key]:
-                            board.running.pop(i, None)
-            finally:  # interrupted, or an error of ours: no process outlives the sweep
-                stop(running, arrived)
-                for key, status in ended(running):
-                    look(key, status)
-        board.signal = arrived[0] if arrived else None
+    def __init__(self, sweep: Sweep, runs: Mapping[int, Run], steps: int) -> None:
+        self.sweep, self.runs, self.steps = sweep, runs, steps
+        self.open = list(runs)  # that have not ended here, nor been left
+        self.before: dict[int, dict[str, Any]] = {}
+        self.told: Connection | None = None
 
-    def start(self, group: Mapping[int, Run], slot: Slot, server: Server) -> tuple[Worker, Connection]:
-        """The process of a group, begun, and where it says what it leaves to others."""
-        runs = list(group.values())
-        runs[0].log.parent.mkdir(parents=True, exist_ok=True)  # where it says what is no run's affair
-        ours, its = Pipe(duplex=False)
+    def ready(self) -> bool:
+        return True
+
+    def start(self, slot: Slot) -> Worker:
+        first, *_ = runs = list(self.runs.values())
+        assert self.sweep.server is not None
+        self.before = {i: record.read(self.sweep.cells[i].folder) or {} for i in self.runs}
+        first.log.parent.mkdir(parents=True, exist_ok=True)  # where it says what is no run's affair
+        self.told, its = Pipe(duplex=False)
         with its:
-            engine = runs[0].config.engine  # of all
+            engine = first.config.engine  # of all
             arguments = runs, 0 if engine._target_.endswith(".Compiled") else self.steps, engine.cache, its
-            return server.start(work, arguments, runs[0].log, job.environment(slot.devices, slot.threads)), ours
+            process = self.sweep.server.start(work, arguments, first.log, job.environment(slot.devices, slot.threads))
+        for i in self.runs:
+            self.sweep.board.start(i, f"{slot}, one of {len(runs)} that are packed")
+        return process
+
+    def look(self, status: int | None) -> list[Task]:
+        board, members, left = self.sweep.board, list(self.runs), list[int]()
+        assert self.told is not None
+        for k, why in received(self.told):
+            board.leave(i := members[k], f"not packed, as {why}")
+            left.append(i)
+        for i in (i for i in self.open if i not in left):
+            if (how := outcome(self.sweep.cells[i], self.before[i], status)) is not None:
+                board.end(i, how)
+        self.open = [i for i in self.open if i in board.running and i not in left]
+        if status is not None:
+            for i in self.open:
+                board.running.pop(i)
+            left += self.open
+        return [Single(self.sweep, i) for i in left]
 
 
 def work(runs: Sequence[Run], steps: int, cache: str | None, unpacked: Connection) -> int:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final, runtime_checkable
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
@@ -21,13 +22,14 @@ from vae_lab import cli
 from vae_lab.checks import flag, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
-from vae_lab.launch.plan import Cell
+from vae_lab.launch.plan import Cell, here
 from vae_lab.runs import record
 
 if TYPE_CHECKING:
-    from vae_lab.launch.warm import Server, Worker
+    from vae_lab.launch.warm import Server
 
-TICK = 0.1  # seconds between looks at the jobs
+TICK = 0.1  # seconds between looks at the processes
+LOOK = 1.0  # seconds between looks at what they have done so far
 GRACE = 60.0  # seconds that an interrupted job has to save itself
 
 Device = int | str
@@ -43,11 +45,79 @@ class Slot(NamedTuple):
         return "CPU" if self.devices is None else f"GPU {','.join(map(str, self.devices))}"
 
 
+@runtime_checkable
+class Process(Protocol):
+    """What `subprocess.Popen` is, and a server's `Worker`."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit status, -n if signal n ended it; None while it runs."""
+
+    def wait(self) -> int:
+        """The exit status, once there is one."""
+
+
+class Sweep(NamedTuple):
+    """What the tasks of a sweep have in common."""
+
+    cells: Sequence[Cell]
+    inherited: list[str]  # options of the sweep's own command
+    board: Board
+    server: "Server | None"
+
+
+class Task(ABC):
+    """What a slot has to do, in a process."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it may start now."""
+
+    @abstractmethod
+    def start(self, slot: Slot) -> Process | None:
+        """Its process, begun; None: there is nothing left to do."""
+
+    @abstractmethod
+    def look(self, status: int | None) -> list["Task"]:
+        """Tells the board what has happened; `status` is how the process has ended, None while it has not. What is to
+        be done besides."""
+
+
 class Job(NamedTuple):
-    """A job that runs."""
+    """A process that runs."""
 
     slot: Slot
-    process: "subprocess.Popen[bytes] | Worker"
+    process: Process
+
+
+@final
+class Single(Task):
+    """A cell, as a job of its own."""
+
+    def __init__(self, sweep: Sweep, i: int) -> None:
+        self.sweep, self.i = sweep, i
+
+    def ready(self) -> bool:
+        return record.state(self.sweep.cells[self.i].folder) != "running"
+
+    def start(self, slot: Slot) -> Process | None:
+        cell, board = self.sweep.cells[self.i], self.sweep.board
+        if cell.state != "finished" and record.state(cell.folder) == "finished":
+            board.skip(self.i, job.outcome(cell.folder, 0))  # another process did it meanwhile
+            return None
+        process = start(cell, self.sweep.inherited, slot, self.sweep.server)
+        board.start(self.i, str(slot))
+        return process
+
+    def look(self, status: int | None) -> list[Task]:
+        if status is None:
+            return []
+        if status == record.BUSY:  # another process was quicker
+            self.sweep.board.running.pop(self.i)
+            return [self]
+        self.sweep.board.end(self.i, job.outcome(self.sweep.cells[self.i].folder, status))
+        return []
 
 
 @final
@@ -81,19 +151,18 @@ class Pool:
     def launch(self, config: DictConfig, overrides_of_cells: Sequence[Sequence[str]]) -> list[JobReturn]:
         """Runs the sweep that Hydra has composed `config` for; the result of each cell."""
         slots = self.slots(config)
-        if not self.warm:
-            return sweep.launch(config, overrides_of_cells, len(slots), partial(self.run, slots))
         with ExitStack() as stack:
             # a sweep that is finished needs none
             server = cache(lambda: stack.enter_context(warm_server(slots)))
 
             def place(cells: Sequence[Cell], waiting: Sequence[int], inherited: list[str], board: Board) -> None:
-                self.run(slots, cells, waiting, inherited, board, server())
+                whole = Sweep(cells, inherited, board, server() if self.warm else None)
+                self.run(slots, [Single(whole, i) for i in waiting], board)
 
             def call(*asked: Any) -> Any:  # noqa: ANN401
                 return server().call(*asked)
 
-            return sweep.launch(config, overrides_of_cells, len(slots), place, call)
+            return sweep.launch(config, overrides_of_cells, len(slots), place, call if self.warm else here)
 
     def slots(self, config: DictConfig) -> list[Slot]:
         """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""
@@ -111,40 +180,29 @@ class Pool:
         threads = self.threads or 1
         return [Slot(None, threads)] * max(1, cores // threads)
 
-    def run(
-        self,
-        slots: Sequence[Slot],
-        cells: Sequence[Cell],
-        waiting: Sequence[int],
-        inherited: list[str],
-        board: Board,
-        server: "Server | None" = None,
-    ) -> None:
-        """Runs the jobs of the cells that `waiting` numbers, and ends them when this process is told to end."""
-        queue, free, running = list(waiting), list(slots), dict[int, Job]()
+    def run(self, slots: Sequence[Slot], tasks: Sequence[Task], board: Board) -> None:
+        """Does the tasks, as many at a time as there are slots; ends them when this process is told to end."""
+        queue, free, running, until = list(tasks), list(slots), dict[Task, Job](), 0.0
         with signals() as arrived:
             try:
                 while (queue or running) and not arrived:
                     if self.max_failures and board.failures() >= self.max_failures:
                         queue = []
-                    while free and (ready := [i for i in queue if record.state(cells[i].folder) != "running"]):
-                        queue.remove(i := ready[0])
-                        if cells[i].state != "finished" and record.state(cells[i].folder) == "finished":
-                            board.skip(i, job.outcome(cells[i].folder, 0))  # another process did it meanwhile
-                            continue
-                        running[i] = start(cells[i], inherited, free[0], server)
-                        board.start(i, str(free.pop(0)))
+                    while free and (ready := [task for task in queue if task.ready()]):
+                        queue.remove(task := ready[0])
+                        if (process := task.start(free[0])) is not None:
+                            running[task] = Job(free.pop(0), process)
                     time.sleep(TICK)
-                    for i, status in ended(running):
-                        free.append(running.pop(i).slot)
-                        if status == record.BUSY:
-                            queue.append(i)  # another process was quicker
-                        else:
-                            board.end(i, job.outcome(cells[i].folder, status))
-            finally:  # interrupted, or an error of ours: no job outlives the sweep
-                stop(running, arrived)
-                for i, status in ended(running):
-                    board.end(i, job.outcome(cells[i].folder, status))
+                    if time.monotonic() > until:
+                        queue += [more for task in running for more in task.look(None)]
+                        until = time.monotonic() + LOOK
+                    for task, status in ended(running):
+                        free.append(running.pop(task).slot)
+                        queue += task.look(status)
+            finally:  # interrupted, or an error of ours: no process outlives the sweep
+                stop(running.values(), arrived)
+                for task, status in ended(running):
+                    task.look(status)
         board.signal = arrived[0] if arrived else None
 
 
@@ -156,7 +214,7 @@ def warm_server(slots: Sequence[Slot]) -> "Server":
     return Server(slots[0].threads, ["torch._inductor.compile_fx"] if slots[0].devices is None else [])
 
 
-def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: "Server | None" = None) -> Job:
+def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: "Server | None") -> Process:
     """The job of a cell, begun; what it prints goes to the end of its log."""
     folder = Path(cell.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +225,8 @@ def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: "Server | No
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         if server is not None and server.forks and server.threads == slot.threads and forkable(command):
-            return Job(slot, server.start(repeat, (command[3:],), Path(log.name).absolute(), env))
-        process = subprocess.Popen(
+            return server.start(repeat, (command[3:],), Path(log.name).absolute(), env)
+        return subprocess.Popen(
             command,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -176,7 +234,6 @@ def start(cell: Cell, inherited: Sequence[str], slot: Slot, server: "Server | No
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C is ours to pass on; and the job's own processes end with it
         )
-    return Job(slot, process)
 
 
 def forkable(command: Sequence[str]) -> bool:
@@ -200,25 +257,25 @@ def spread(cell: Cell, n: int) -> list[str]:
     return [f"trainer.devices={n}", *([] if "trainer.strategy" in said else ["trainer.strategy=ddp"])]
 
 
-def ended(running: dict[int, Job]) -> list[tuple[int, int]]:
-    """The cells whose jobs have ended, and their exit statuses."""
-    return [(i, status) for i, (_, process) in running.items() if (status := process.poll()) is not None]
+def ended(running: Mapping[Task, Job]) -> list[tuple[Task, int]]:
+    """The tasks whose processes have ended, and their exit statuses."""
+    return [(task, status) for task, (_, process) in running.items() if (status := process.poll()) is not None]
 
 
-def stop(running: dict[int, Job], arrived: list[int]) -> None:
-    """Asks the jobs to save themselves and end; kills those that do not, and all when a second signal arrives."""
-    for _, process in running.values():
+def stop(running: Collection[Job], arrived: list[int]) -> None:
+    """Asks the processes to save their work and end; kills those that do not, and all when a second signal arrives."""
+    for _, process in running:
         tell(process, signal.SIGTERM)
     patience, heard = time.monotonic() + GRACE, len(arrived)
-    while len(ended(running)) < len(running):
+    while any(process.poll() is None for _, process in running):
         if time.monotonic() > patience or len(arrived) > max(1, heard):
-            for _, process in running.values():
+            for _, process in running:
                 tell(process, signal.SIGKILL)
                 process.wait()
         time.sleep(TICK)
 
 
-def tell(process: "subprocess.Popen[bytes] | Worker", number: signal.Signals) -> None:
+def tell(process: Process, number: signal.Signals) -> None:
     """Sends a signal to a job and to the processes that it has started."""
     if process.poll() is None:
         with suppress(ProcessLookupError):  # it has ended meanwhile
