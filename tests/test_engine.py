@@ -249,11 +249,26 @@ def reset(done, vae, objective):
             next(vae.parameters()).zero_()
 
 
+def swap(done, vae, objective):
+    """As Lightning's WeightAveraging does it."""
+    if done == 7:
+        p, *_ = vae.parameters()
+        p.data.copy_(p.data.flip(0))
+
+
+def replace(done, vae, objective):
+    if done == 7:
+        p, *_ = vae.parameters()
+        p.data = p.data.flip(0)
+
+
 CHANGES = [
     ({"schedule": cycle}, "engine: eager from step 2 on, as the optimiser's betas has changed"),
     ({"between": anneal}, "engine: eager from step 8 on, as beta of objective (Elbo) has changed"),
     ({"between": freeze}, "engine: eager from step 8 on, as requires_grad of vae.encoder.net.0.weight has changed"),
     ({"between": reset}, None),
+    ({"between": swap}, None),
+    ({"between": replace}, "engine: eager from step 8 on, as memory of vae.encoder.net.0.weight has changed"),
 ]
 """What a schedule or a callback may do, and what is then said."""
 

@@ -152,7 +152,7 @@ class Pack:
             assert due is not None
             more = len(due.asked.eps) > K
             dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
-        stack.push([i for i in dues if stack.touched(i)])
+        stack.push(list(dues))  # a callback may have written into them, by ways that leave no trace
         with torch.no_grad():
             made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
             terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]

@@ -68,7 +68,6 @@ class Stack:
             ]
             for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True))
         ]
-        self.versions: list[list[int]] = [[] for _ in works]  # of the models' own tensors, when both were the same
         self.push(range(len(works)))
         self.blank(1)
         self.most = max(1, ROOM // sum(v.nbytes for v in self.room.values()))  # steps at once
@@ -78,23 +77,15 @@ class Stack:
 
     def push(self, models: Sequence[int]) -> None:
         """Takes the own tensors of the models that are numbered into the stack."""
-        for i in models:
-            own, stacked = zip(*self.windows[i], strict=True)
-            with torch.no_grad():
-                torch._foreach_copy_(stacked, [v.detach() for v in own])
-            self.versions[i] = [v._version for v in own]
+        own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
+        with torch.no_grad():
+            torch._foreach_copy_(stacked, [v.detach() for v in own])
 
     def pull(self, models: Sequence[int]) -> None:
         """Gives the models that are numbered their tensors from the stack."""
         own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
         with torch.no_grad():
             torch._foreach_copy_([v.detach() for v in own], stacked)
-        for i in models:
-            self.versions[i] = [v._version for v, _ in self.windows[i]]
-
-    def touched(self, model: int) -> bool:
-        """Whether somebody else has written into a model's own tensors, as a callback may."""
-        return any(v._version != n for (v, _), n in zip(self.windows[model], self.versions[model], strict=True))
 
     # --- what steps are given
 

@@ -142,10 +142,13 @@ class Step:
         return figures, why
 
     def fixed(self) -> dict[tuple[str, str], object]:
-        """What the graph takes from the model besides its tensors, by the part's name and its attribute's."""
-        return plain(self.model) | {
-            (name, "requires_grad"): p.requires_grad for name, p in self.model.named_parameters()
-        }
+        """What the graph takes from the model besides its tensors' values, by the part's name and its attribute's."""
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        return (
+            plain(self.model)
+            | {(name, "requires_grad"): v.requires_grad for name, v in tensors.items()}
+            | {(name, "memory"): v.data_ptr() for name, v in tensors.items()}
+        )
 
     def changed(self) -> str | None:
         """What of that is no longer what it was, or of the optimiser's options."""
