@@ -259,3 +259,11 @@ def test_nothing_is_kept_where_nobody_counts_resolvers(tmp_path, monkeypatch):
     assert recall() == compose()
     assert not kept(tmp_path)
     assert OmegaConf.create({"a": "${oc.env:HOME}"}).a
+
+
+def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    before = set(tmp_path.rglob("*"))
+    assert recall() == compose()
+    assert set(tmp_path.rglob("*")) == before

@@ -1,6 +1,7 @@
 """Every YAML file under `conf/` composes, builds, and says just what its class takes."""
 
 import inspect
+import shutil
 
 import hydra
 import numpy as np
@@ -212,8 +213,9 @@ def test_what_an_experiment_chooses_is_known():
 
 @pytest.mark.parametrize("flag", [["--config-dir", "{}"], ["--config-dir={}"], ["-cd", "{}"]])
 def test_folders_of_ones_own_are_read(tmp_path, flag):
-    words = [word.format(tmp_path) for word in flag]
+    (tmp_path := tmp_path / "lr=0.1").mkdir()  # which is no override
     (tmp_path / "likelihood").mkdir()
+    words = [word.format(tmp_path) for word in flag]
     (tmp_path / "likelihood" / "mine.yaml").write_text("_target_: my.own.Likelihood\nsharpness: 3\n")
     hints.check("train", [*words, "likelihood=mine", "likelihood.sharpness=4"])
     with pytest.raises(ValueError, match="did you mean 'mine'"):
@@ -225,3 +227,43 @@ def test_folders_of_ones_own_are_read(tmp_path, flag):
     # options made of others are Hydra's to judge
     (tmp_path / "likelihood" / "nested.yaml").write_text("defaults: [gaussian]\n")
     hints.check("train", [*words, "likelihood=nested", "likelihood.what=4"])
+
+
+EXPERIMENTS_OF_ONES_OWN = {
+    "adds": (
+        "# @package _global_\ntrainer: {limit_val_batches: 2}\nmine: {a: 1}\n",
+        ["trainer.limit_val_batches=5", "mine.a=2"],
+    ),
+    "based": ("# @package _global_\ndefaults: [linear_digits, _self_]\n", ["schedule.final=0.1"]),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS_OF_ONES_OWN)
+def test_what_an_experiment_of_ones_own_adds_may_be_set(tmp_path, name):
+    text, words = EXPERIMENTS_OF_ONES_OWN[name]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    hints.check("train", [f"--config-dir={tmp_path}", f"experiment={name}", *words])
+    with pytest.raises(ValueError, match="no key"):
+        hints.check("train", words)
+
+
+def test_other_search_paths_are_hydras_affair(tmp_path):
+    hints.check("train", [f"hydra.searchpath=[file://{tmp_path}]", "encoder=theirs", "encoder.what=1"])
+
+
+@pytest.mark.parametrize("text", ["a: b: c", "- a", "1: a", "a: {1: b}"])
+def test_a_file_that_is_no_use_is_hydras_affair(tmp_path, text):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "odd.yaml").write_text(text)
+    hints.check("train", [f"--config-dir={tmp_path}", "encoder=mlp", "encoder.hidden=[3]"])
+
+
+def test_what_an_editor_leaves_is_no_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(hints, "CONF", shutil.copytree(hints.CONF, tmp_path / "conf"))
+    for name in ("train", "encoder/mlp"):
+        (file := hints.CONF / f"{name}.yaml").with_name(f".#{file.name}").symlink_to("me@here.1:2")
+    assert not hints.sweeps()
+    assert ".#mlp" not in hints.usage("train", "")
+    with pytest.raises(ValueError, match="no such option"):
+        hints.check("train", ["encoder=mpl"])

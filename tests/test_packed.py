@@ -313,6 +313,19 @@ def test_runs_that_cannot_be_stacked_are_jobs_of_the_pool():
     assert len(list(record.wandb_folders(run)[0].parent.glob("offline-run-*"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["d=2,4", "objective.V=${d}"], "not packed, as they differ in the number of samples"),
+        (["seed=10,20", "sampling.batch_size=${seed}"], "not packed, as they differ in the size of a batch"),
+    ],
+)
+def test_runs_that_differ_by_way_of_a_number_are_trained_nonetheless(words, why):
+    done = sweep(*QUICK, *words)
+    assert done.returncode == 0 and "2 runs: 2 finished" in done.stdout, done.stdout + done.stderr
+    assert all(why in log(run) for run in runs_in("outputs"))
+
+
 def test_a_run_ends_where_its_record_says_so_since_the_group_began(tmp_path):
     cell = Cell([], str(tmp_path))
     begin = partial(record.begin, tmp_path, "0" * 12, [])
@@ -432,6 +445,18 @@ def test_a_pack_that_is_killed_goes_on_to_the_same_bits():
     for name, run in by_fingerprint("outputs").items():
         assert f"going on from {run}" in log(run)
         equal(run, others[name], 0.0)
+
+
+@pytest.mark.slow
+def test_a_run_that_another_host_takes_over_takes_no_other_along():
+    process = started(*LONG, "trainer.max_epochs=1000", "seed=1,2")
+    one, other = until(saved)
+    pack = json.loads((other / "lock.json").read_text())
+    (one / "lock.json").write_text(json.dumps(pack | {"host": "elsewhere", "heartbeat": time.time()}))
+    until(lambda: (record.alive(other) or pack)["pid"] != pack["pid"])  # a job of its own goes on
+    (one / "lock.json").unlink()
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "2 runs: 2 finished" in text, text
 
 
 @pytest.mark.slow

@@ -216,6 +216,8 @@ def test_wrong_settings_are_refused(wrong, unchecked):
         ({"state": "running"}, -signal.SIGSEGV, Outcome("failed", error="killed by SIGSEGV")),
         ({"state": "failed", "error": "d must be"}, 1, Outcome("failed", error="d must be")),
         ({"state": "finished", "error": "old"}, 1, Outcome("failed", error="exit status 1")),
+        ({"state": "finished", "value": 2}, job.LOST, Outcome("finished", 2.0)),  # nobody knows its status
+        ({"state": "running"}, job.LOST, Outcome("failed", error="exit status 255")),
     ],
 )
 def test_outcomes(kept, status, expected):

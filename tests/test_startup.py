@@ -239,3 +239,17 @@ assert gc.get_freeze_count() <= frozen
 
 def test_garbage_is_collected_but_for_the_first_import():
     python(SPARED)
+
+
+LOOKS = """
+import gc, sys
+from vae_lab.launch import look
+look.refuse = lambda cells: print("collects", gc.isenabled())
+from vae_lab.cli import main
+main(["train", "-m", "d=2,3", "check=true", "logger=none"])
+"""
+
+
+def test_a_look_at_a_sweep_keeps_no_garbage(tmp_path):
+    """Each architecture has data and a model of its own."""
+    assert "collects True" in python(LOOKS, folder=tmp_path)

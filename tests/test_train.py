@@ -611,3 +611,22 @@ def test_the_wheel_carries_its_configuration(tmp_path):
     assert command("-c", plugins, PYTHONPATH=str(site)).stdout.strip() == str(site / "hydra_plugins/vae_lab/pool.py")
     done = command("-c", code, "-m", *QUICK, "seed=7", "logger=none", PYTHONPATH=str(site))
     assert done.returncode == 0 and "1 runs: 1 finished" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["-m"]])
+def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(words):
+    Path("file").touch()
+    done = command("-m", "vae_lab.cli", "train", *words, "paths.outputs=file", "logger=none")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Not a directory" in done.stderr, done.stderr
+
+
+def test_a_file_that_is_no_yaml_is_told_in_a_line():
+    (folder := Path("mine/likelihood")).mkdir(parents=True)
+    (folder / "broken.yaml").write_text("a: b: c")
+    done = command("-m", "vae_lab.cli", "train", "--config-dir=mine", "likelihood=broken")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "broken.yaml" in done.stderr, done.stderr
+
+
+def test_a_look_at_a_sweep_is_true_or_false():
+    done = command("-m", "vae_lab.cli", "train", "-m", "check=maybe", "d=2,3")
+    assert done.returncode == 1 and done.stderr == "error: check must be true or false, got 'maybe'\n"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -340,3 +341,13 @@ def test_a_run_of_several_processes_may_be_forked_too(tmp_path, monkeypatch):
     assert status == 0, job_log.read_text()
     [run] = tmp_path.glob("outputs/*/run.json")
     assert record.state(run.parent) == "finished"
+
+
+def test_who_asked_for_a_process_may_have_ended(server, errands, capfd):
+    """As by a Ctrl-C while a sweep is planned."""
+    ready, told = multiprocessing.Pipe(duplex=False)
+    ready.close()
+    process = multiprocessing.get_context("fork").Process(target=warm.begin, args=(told, errands.nothing, (), None, {}))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1 and not capfd.readouterr().err

@@ -50,7 +50,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         ValueError,
         HydraException,
         OmegaConfBaseException,
-    ) as error:  # ValueError: of a sweep, before its first job
+        *hints.UNREADABLE,
+    ) as error:  # ValueError: of a sweep, before its first job; OSError: also of a folder that cannot be written to
         if wants_traceback:
             raise
         sys.exit(f"error: {explain(error, command, arguments)}")

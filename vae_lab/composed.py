@@ -106,6 +106,8 @@ class Composed:
         come to in texts that are wholly `aside`."""
         if repo is not self.repo or self.said is None or self.called is None or not self.knows_all():
             return make()
+        if not self.folder.is_absolute():  # there is no home
+            return make()
         text = json.dumps([VERSIONS, str(getbase()), self.said, asked], default=vars)
         path = self.folder / hashlib.sha256(text.encode()).hexdigest()
         with suppress(OSError):

@@ -5,6 +5,7 @@ Importing this imports neither Hydra nor torch. `more` are folders of the user's
 
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from vae_lab.checks import closest
 
 _here = Path(__file__).resolve().parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel; in a checkout
+UNREADABLE = (OSError, yaml.YAMLError)
+FILES = "[!.]*.yaml"  # an editor's hidden ones are no options
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML has it: ten times faster
 
 
-def read(name: str, more: Sequence[Path] = ()) -> dict[str, Any]:
+def read(name: str, more: Sequence[Path] = ()) -> dict[Any, Any]:
     """A YAML file, as it stands."""
-    return yaml.load(_text(name, more), _YAML) or {}
+    found = yaml.load(_text(name, more), _YAML) or {}
+    if not isinstance(found, dict):
+        raise yaml.YAMLError(f"{name}.yaml holds no mapping")
+    return found
 
 
 def _text(name: str, more: Sequence[Path]) -> str:
@@ -37,7 +43,7 @@ def groups(command: str, more: Sequence[Path] = ()) -> dict[str, list[str]]:
     """The config groups of a command, each with its options."""
     names = [name for entry in read(root(command))["defaults"] if isinstance(entry, dict) for name in entry]
     names = [name for name in names if not name.startswith("override ")]
-    return {n: sorted({file.stem for folder in (CONF, *more) for file in (folder / n).glob("*.yaml")}) for n in names}
+    return {n: sorted({file.stem for folder in (CONF, *more) for file in (folder / n).glob(FILES)}) for n in names}
 
 
 def keys(command: str, more: Sequence[Path] = (), named: Container[str] | None = None) -> set[str]:
@@ -59,7 +65,7 @@ def keys(command: str, more: Sequence[Path] = (), named: Container[str] | None =
 
 def sweeps() -> bool:
     """Whether a file of `conf/` may make a sweep of a command that is given no -m, by `hydra.mode=MULTIRUN`."""
-    return any("MULTIRUN" in file.read_text() for file in CONF.rglob("*.yaml"))
+    return any("MULTIRUN" in file.read_text() for file in CONF.rglob(FILES))
 
 
 @cache
@@ -71,13 +77,13 @@ def words(command: str) -> frozenset[str]:
 @cache
 def floats(group: str) -> frozenset[tuple[str, str]]:
     """The class and the key of each value in a group's options that is a float."""
-    nodes = [read(f"{group}/{file.stem}") for file in (CONF / group).glob("*.yaml")]
+    nodes = [read(f"{group}/{file.stem}") for file in (CONF / group).glob(FILES)]
     return frozenset((node["_target_"], key) for node in nodes for key, v in node.items() if isinstance(v, float))
 
 
-def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
+def _dotted(node: dict[Any, Any], prefix: str) -> Iterator[str]:
     for key, value in node.items():
-        if not key.startswith("_"):
+        if not str(key).startswith("_"):
             yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{key}.")
@@ -85,27 +91,38 @@ def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
 
 def check(command: str, arguments: Iterable[str]) -> None:
     """Raises ValueError for a key or option that is nowhere in `conf/`: what Hydra would refuse, said sooner."""
-    arguments = list(arguments)
+    with suppress(*UNREADABLE):  # a file that cannot be read: Hydra says so, if it takes it
+        _check(command, list(arguments))
+
+
+def _check(command: str, arguments: Sequence[str]) -> None:
     if any(a.startswith(("-cp", "-cn", "--config-path", "--config-name")) for a in arguments):
         return  # another root
+    if any(a.lstrip("+").startswith("hydra.searchpath=") for a in arguments):
+        return  # options from anywhere
     more = _folders(arguments)
     known = keys(command, more, {re.split(r"\W", argument)[0] for argument in arguments})
     choices = groups(command, more)
-    if "defaults" in known or any(part.endswith(".defaults") for part in known):
+    experiments = _experiments(arguments, choices, more)
+    made = [entry for file in experiments for entry in file.get("defaults", ()) if not _is_override(entry)]
+    if made or "defaults" in known or any(part.endswith(".defaults") for part in known):
         return  # an option that is made of others: only composing it tells its keys
+    own = {key for file in experiments for key in _dotted(file, "")}  # which it may add to what the options have
     chosen = _chosen(command, arguments, choices, more)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key.startswith("~") and key[1:] in choices.keys() - {"experiment"}:
             raise ValueError(left_out(command, key[1:], choices[key[1:]]))
-        if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key:
+        if not equals or key.startswith(("-", "+", "~", "hydra")) or "@" in key or Path(argument) in more:
             continue
         if key in choices:
             plain = re.fullmatch(r"[\w\s,[\]]+", value)  # no glob, no interpolation
             for option in re.findall(r"\w+", value) if plain else ():
                 if option not in choices[key]:
                     raise ValueError(unknown_option(key, option, choices[key]))
-        elif re.sub(r"(\.\d+|\._\w+_)$", "", key) not in known:
+        elif (name := re.sub(r"(\.\d+|\._\w+_)$", "", key)) in own:
+            continue
+        elif name not in known:
             raise ValueError(unknown_key(argument, key, keys(command, more)))
         elif (group := key.partition(".")[0]) in chosen and not _has(group, chosen[group], key, more):
             raise ValueError(absent_key(command, argument, key, more))
@@ -115,6 +132,17 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
     """What is given as --config-dir."""
     text = "\0".join(arguments)
     return [Path(folder) for folder in re.findall(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", text)]
+
+
+def _experiments(arguments: Iterable[str], choices: dict[str, list[str]], more: Sequence[Path]) -> list[dict[Any, Any]]:
+    """The files of the experiments that are asked for."""
+    asked = {word for a in arguments if a.startswith("experiment=") for word in re.split(r"[^\w-]+", a)[1:]}
+    return [read(f"experiment/{name}", more) for name in choices.get("experiment", ()) if name in asked]
+
+
+def _is_override(entry: object) -> bool:
+    """Whether an entry of an experiment's defaults is nothing but another option of a group, or the file itself."""
+    return entry == "_self_" or (isinstance(entry, dict) and all(str(key).startswith("override ") for key in entry))
 
 
 def _chosen(

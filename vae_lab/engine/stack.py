@@ -58,6 +58,10 @@ class Stack:
                 raise NotImplementedError("they have different parameters")
         self.varied = varied([step.model for step in self.steps], self.ds)
         self.batch, self.samples = work.batch, work.objective.samples
+        if any(other.objective.samples != self.samples for other in works):  # V may be said by way of d
+            raise NotImplementedError("they differ in the number of samples")
+        if any(other.batch.x.shape != self.batch.x.shape for other in works):
+            raise NotImplementedError("they differ in the size of a batch")
         like = self.batch.x
         self.held = {name: like.new_zeros((len(works), *v.shape), dtype=v.dtype) for name, v in first.held.items()}
         self.windows = [

@@ -22,6 +22,8 @@ PLACING = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "h
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Has glibc ask for huge pages, which only the environment can tell it."""
 
+LOST = 255  # what multiprocessing says of a process whose server has been killed, however the process ends
+
 INTERRUPTED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -71,6 +73,8 @@ def environment(devices: Sequence[int | str] | None = None, threads: int | None 
 def outcome(folder: str | Path, status: int) -> Outcome:
     """How the job of the run in `folder` ended, given its exit status: -n or 128 + n if signal n ended it."""
     kept: Mapping[str, object] = record.read(Path(folder)) or {}
+    if status == LOST and kept.get("state") == "finished":
+        status = 0
     if status == 0 and kept.get("state") in ("finished", "partial"):  # partial: a study has ended it
         value = kept.get("value")
         return Outcome("finished", None if value is None else float(value))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vae_lab import application
+from vae_lab import application, garbage
 from vae_lab.launch.plan import WRONG, Cell, configs, refuse
 from vae_lab.runs import identity
 
@@ -21,6 +21,7 @@ def show(config: DictConfig, cells: Sequence[Cell], slots: int, console: Console
     """
     from vae_lab.commands import check  # imports torch
 
+    garbage.heeded()  # else the data and model of each architecture would stay
     console = console or Console()
     table = Table("cell", "run", "state", "parameters", "memory", "time", box=None, pad_edge=False)
     measured: dict[str, check.Cost] = {}

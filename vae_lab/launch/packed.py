@@ -195,7 +195,9 @@ class Group(Task):
             board.leave(i := members[k], f"not packed, as {why}")
             left.append(i)
         for i in (i for i in self.open if i not in left):
-            if (how := outcome(self.sweep.cells[i], self.before[i], status)) is not None:
+            # BUSY: another host has taken over one of them; the others go on as jobs
+            how = outcome(self.sweep.cells[i], self.before[i], None if status == record.BUSY else status)
+            if how is not None:
                 board.end(i, how)
         self.open = [i for i in self.open if i in board.running and i not in left]
         if status is not None:

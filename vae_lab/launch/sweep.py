@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from vae_lab import garbage
+from vae_lab.checks import flag
 from vae_lab.launch import job
 from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
@@ -46,7 +47,7 @@ def launch(
         ValueError: if something is wrong with any cell, before the first one starts.
         SystemExit: with 128 + n, if signal n ended the sweep.
     """
-    check = config.get("check")
+    check = config.get("check") is not None and flag("check", config.check)
     cells = plan(config, overrides_of_cells, call=here if check else call)
     refuse(cells)
     if check:

@@ -30,7 +30,6 @@ _server: Any = forkserver._forkserver  # multiprocessing's one, which has no pub
 
 T = TypeVar("T")
 
-LOST = 255  # what multiprocessing says of a process whose server has been killed
 OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # of a whole process group; the server ends with the sweep
 
 
@@ -45,7 +44,7 @@ class Worker:
     def poll(self) -> int | None:
         """The exit status, -n if signal n ended it; None while it runs."""
         status = self.process.exitcode
-        return None if status == LOST and not ended(self.pid) else status
+        return None if status == job.LOST and not ended(self.pid) else status
 
     def wait(self) -> int:
         """The exit status, once there is one."""
@@ -200,8 +199,11 @@ def begin(
     if forkserver.get_inherited_fds() is not None:
         part()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
-    with ready:
-        ready.send_bytes(b"")
+    try:
+        with ready:
+            ready.send_bytes(b"")
+    except BrokenPipeError:  # the sweep has ended meanwhile
+        os._exit(1)
 
     from vae_lab import cli
 
