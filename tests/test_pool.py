@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from vae_lab.cli import main
-from vae_lab.launch import board, job, pool, sweep
+from vae_lab.launch import board, job, limits, pool, sweep
 from vae_lab.launch.job import Outcome
 from vae_lab.launch.plan import Cell
 from vae_lab.launch.pool import Pool, Slot
@@ -173,7 +173,7 @@ CONFIG = OmegaConf.create({"trainer": {"accelerator": "auto"}})
 
 
 def test_slots_are_found(tmp_path, monkeypatch):
-    cores = len(os.sched_getaffinity(0))
+    cores = limits.cores()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Pool().slots(CONFIG) == [Slot(None, 1)] * cores

@@ -18,7 +18,7 @@ from vae_lab.checks import number, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board, escape
 from vae_lab.launch.job import Outcome
-from vae_lab.launch.memory import share
+from vae_lab.launch.limits import share
 from vae_lab.launch.plan import Call, Cell, configs, here
 from vae_lab.launch.pool import Device, Pool, Single, Slot, Sweep, Task, warm_server
 from vae_lab.launch.warm import Server, Worker

@@ -22,6 +22,7 @@ from vae_lab import cli
 from vae_lab.checks import flag, whole
 from vae_lab.launch import job, sweep
 from vae_lab.launch.board import Board
+from vae_lab.launch.limits import cores
 from vae_lab.launch.plan import Cell, here
 from vae_lab.runs import record
 
@@ -168,17 +169,16 @@ class Pool:
         """Where jobs run, one at a time in each; raises ValueError for GPUs that are not here."""
         devices = self.devices
         there = gpus() if devices is not None or config.trainer.accelerator in ("auto", "gpu", "cuda") else []
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if devices is None:
             devices = [[gpu] for gpu in there]
         elif absent := [str(d) for slot in devices for d in slot if str(d) not in there and not str(d)[:1].isalpha()]:
             listed = ", ".join(there) or "none"
             raise ValueError(f"hydra.launcher.devices must be GPUs that are here ({listed}), got {', '.join(absent)}")
         if devices:
-            share = self.threads or max(1, cores // len(devices))
+            share = self.threads or max(1, cores() // len(devices))
             return [Slot(list(slot), share) for slot in devices]
         threads = self.threads or 1
-        return [Slot(None, threads)] * max(1, cores // threads)
+        return [Slot(None, threads)] * max(1, cores() // threads)
 
     def run(self, slots: Sequence[Slot], tasks: Sequence[Task], board: Board) -> None:
         """Does the tasks, as many at a time as there are slots; ends them when this process is told to end."""
