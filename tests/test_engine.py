@@ -281,7 +281,57 @@ def test_what_changes_later_is_no_less_so(more, said):
     assert told[1:] == ([said] if said else [])
 
 
+def test_an_optimiser_that_forgets_has_forgotten():
+    found, told = [], []
+    for engine in Compiled(None, interpreted), Eager():
+        kept = []
+
+        def forget(done, vae, objective, kept=kept):
+            if done == 7:
+                kept[0].state.clear()
+
+        def kind(parameters, kept=kept):
+            kept.append(adam(parameters))
+            return kept[0]
+
+        found.append(train(engine, make(dtype=torch.float64), ELBO, kind, told=told.append, between=forget))
+    same(*found, 1e-6)
+    assert told[1].startswith("engine: eager from step 8 on, as optimiser's state of vae.")
+
+
 # What cannot be compiled is said in one line, and made eagerly
+
+
+def test_hooks_are_told():
+    vae = make()
+    vae.decoder.register_forward_hook(lambda *args: None)
+    assert "a hook of vae.decoder (MLP) looks inside a step" in refused(vae)
+    vae = make()
+    next(vae.encoder.parameters()).register_hook(lambda grad: None)
+    assert "a hook of vae.encoder.net.0.weight looks inside a step" in refused(vae)
+
+    def hooked(parameters):
+        optimizer = adam(parameters)
+        optimizer.register_step_post_hook(lambda *args: None)
+        return optimizer
+
+    assert "a hook of the optimiser looks inside a step" in refused(optimizer=hooked)
+
+
+def test_a_parameter_that_was_frozen_for_a_while_is_told():
+    """Adam's bias correction goes by each parameter's own steps."""
+    vae = make()
+
+    def later(parameters):
+        optimizer = adam(parameters)
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        parameters[0].grad = None
+        optimizer.step()
+        return optimizer
+
+    assert "a parameter was not moved in each step so far" in refused(vae, optimizer=later, taken=2)
 
 
 class Peeking(nn.Module):
@@ -517,6 +567,7 @@ def told(capsys, **more):
 def test_what_stands_in_the_way_is_named(capsys):
     assert told(capsys, callbacks=[test_lit.Watcher()]) == "engine: eager, as the callback Watcher looks inside a step"
     assert told(capsys, precision="bf16-mixed") == "engine: eager, as trainer.precision is bf16-mixed"
+    assert told(capsys, clip=1.0, gradient_clip_algorithm="value").startswith("engine: eager, as trainer.gradient_clip")
     assert told(capsys, detect_anomaly=True) == "engine: eager, as trainer.detect_anomaly looks inside a step"
     assert told(capsys, precision="64-true").startswith("engine: compiled, in ")
 

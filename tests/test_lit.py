@@ -3,6 +3,7 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from vae_lab import decoders, encoders, likelihoods, priors, schedules
 from vae_lab.callbacks.history import History
@@ -186,6 +187,24 @@ def test_a_callback_that_looks_inside_a_step_changes_nothing():
     assert watcher.seen == list(range(14)) and plain[0].global_step == watched[0].global_step == 14
     same = watched[1].state_dict()
     assert all(torch.equal(v, same[k]) for k, v in plain[1].state_dict().items())
+
+
+def test_mixed_precision_clips_too():
+    fit(make_vae(), clip=1.0, precision="bf16-mixed", epochs=1)  # by a fused optimiser
+
+
+def test_a_scaled_gradients_norm_is_that_of_the_gradient():
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    norms = []
+    for more in {}, {"plugins": [scaled]}:
+        trainer, _, _ = fit(make_vae(), optimizer=lambda p: torch.optim.SGD(p, 1e-3), epochs=1, log_every=1, **more)
+        norms.append(trainer.callback_metrics["train/grad_norm"].item())
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_what_is_tried_before_training_is_not_told(tmp_path):
+    fit(make_vae(), epochs=1, num_sanity_val_steps=1, logger=History(tmp_path / "rows"))
+    assert all(row["step"] for row in rows(tmp_path / "rows"))
 
 
 def test_clipping_and_schedule():

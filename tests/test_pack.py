@@ -13,7 +13,7 @@ from vae_lab.engine.engines import Eager
 from vae_lab.engine.pack import Pack, Unpacked
 from vae_lab.engine.stack import Stack
 from vae_lab.engine.step import Work
-from vae_lab.objectives import Elbo, Iwae
+from vae_lab.objectives import Elbo, Iwae, NoteEq20
 
 
 def together(*runs, **more):
@@ -164,6 +164,17 @@ def test_what_changes_later_concerns_one_run(more, said):
         same(train(Eager(), **run), result, 1e-6)
 
 
+def test_a_parameter_without_a_gradient_does_not_decay():
+    """(20) does not depend on s2."""
+    learned = partial(likelihoods.GaussianLearned, s2=0.1, per_channel=False)
+    decaying = partial(torch.optim.Adam, lr=1e-2, weight_decay=0.1)
+    vaes = [make(learned, dtype=torch.float64, seed=seed) for seed in range(2)]
+    runs = [{"vae": vae, "objective": NoteEq20(2), "optimizer": decaying} for vae in vaes]
+    packed, _ = together(*runs)
+    for run, result in zip(runs, packed, strict=True):
+        torch.testing.assert_close(result[2].state_dict(), train(Eager(), **run)[2].state_dict(), rtol=1e-6, atol=1e-6)
+
+
 def sweeping(*runs):
     """Trains runs as a sweep has them trained: each first asks whether it can be; what `train` gives, or raises."""
     pack, found, told = Pack(compiler=interpreted), {}, []
@@ -234,11 +245,13 @@ def test_what_was_compiled_before_repays_sooner(tmp_path):
         return graph
 
     for steps, times in ((100, 0), (0, 1), (100, 2), (1000, 2)):  # these runs make 28
+        before = len(compiled)
         pack = Pack(steps, str(tmp_path), compiler)
         for run in of(2, 2, objective=Elbo(1)):
             pack.add(lambda engine, run=run: train(engine, **run), nullcontext)
         pack.run()
         assert len(compiled) == times
+        assert all((member.seconds > 0) == (times > before) for member in pack.members)
 
 
 def test_a_stack_that_cannot_be_made_anew_is_no_other_stack(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
 from pytorch_lightning.plugins.precision import DoublePrecision, Precision
+from pytorch_lightning.utilities.enums import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
@@ -165,6 +166,8 @@ class LitVAE(pl.LightningModule):
             return f"the gradients of {type(encoder).__name__} are sparse, with an optimiser of their own"
         if torch.is_anomaly_enabled() or self.trainer._detect_anomaly:
             return "trainer.detect_anomaly looks inside a step"
+        if self.clip is not None and self.trainer.gradient_clip_algorithm not in (None, "norm"):
+            return "trainer.gradient_clip_algorithm is not norm"
         return self.why_lightning()
 
     def precise(self, rows: Batch) -> Batch:
@@ -261,8 +264,12 @@ class LitVAE(pl.LightningModule):
         if norm:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             total = torch.nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
+            if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
+                total = total / scaler.get_scale()
         if self.clip is not None:
-            self.clip_gradients(self.trainer.optimizers[0], self.clip)
+            how = GradClipAlgorithmType(self.trainer.gradient_clip_algorithm or "norm")
+            # mixed precision's own refuses fused optimisers, also for bfloat16, where no gradient is scaled
+            Precision.clip_gradients(self.trainer.precision_plugin, self.trainer.optimizers[0], self.clip, how)
         if not self.updates:  # anew in each block: between two, a callback may have changed anything
             plain = self.needs_lightning is None
             self.updates = [update_of(o.optimizer) if plain else o.step for o in self.all_optimizers()]
@@ -387,7 +394,10 @@ class LitVAE(pl.LightningModule):
         values = {name: v.float() for name, v in values.items()}
         if self.trainer.state.fn != "fit":  # whose results Lightning returns, in a table of its own
             step = {"step": torch.tensor(float(self.global_step))}
-            return self.log_dict(values | step, sync_dist=self.trainer.world_size > 1)
+            self.log_dict(values | step, sync_dist=self.trainer.world_size > 1)
+            return
+        if self.trainer.sanity_checking:  # before training: of some of the data, and nothing that is told
+            return
         # Lightning's own way takes as long for two values as a small model's step
         self.trainer.callback_metrics.update(values)
         self.trainer.logged_metrics.update(values)

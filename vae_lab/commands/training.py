@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -66,6 +67,8 @@ def fit(
         if trainer.is_global_zero:
             loggers.conclude(trainer.loggers, config, folder, trainer.global_step)
         code = 0
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     except FloatingPointError as error:
         kept = f"the last good checkpoint is {last}" if last.exists() else "no epoch was finished before it"
         raise FloatingPointError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.gradient_clip_val=1") from None
@@ -173,6 +176,25 @@ def check_values(cfg: DictConfig) -> None:
     whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)
     if cfg.trainer.gradient_clip_val is not None:
         number("trainer.gradient_clip_val", cfg.trainer.gradient_clip_val, above=0.0)
+        if cfg.trainer.precision in (16, "16", "16-mixed") and cfg.trainer.accelerator != "cpu":
+            raise ValueError(  # its gradients are scaled where they would be clipped
+                f"trainer.gradient_clip_val must be null with trainer.precision={cfg.trainer.precision}, "
+                f"got {cfg.trainer.gradient_clip_val}; use trainer.precision=bf16-mixed"
+            )
+    if cfg.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches must be 1, got {cfg.trainer.accumulate_grad_batches}; "
+            "use a larger sampling.batch_size"
+        )
+    if cfg.trainer.get("fast_dev_run"):
+        raise ValueError("trainer.fast_dev_run must be false, as it leaves nothing; use trainer.max_steps=10")
+    epochs = cfg.trainer.max_epochs
+    endless = cfg.trainer.max_steps == -1 and (epochs == -1 or (epochs is None and cfg.trainer.max_time is not None))
+    if endless and not cfg.schedule._target_.endswith(".Constant"):
+        raise ValueError(
+            f"schedule must be constant where trainer.max_epochs and trainer.max_steps set no end, "
+            f"got {cfg.schedule._target_}"
+        )
     if not cfg.posterior._target_.endswith(".Diagonal") and "posterior" not in cfg.encoder:
         raise ValueError(
             f"posterior must be diagonal where the encoder takes none, as {cfg.encoder._target_}; "

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
-from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -76,6 +76,7 @@ class Compiled(Engine):
             with cache_folder(self.cache):
                 if self.compiler is inductor:
                     check_compiler(work.batch.x.device)
+                lagging(work)
                 step = Step(work)
                 graph = step.graph()
                 with torch.no_grad():  # the graph has the gradient's computation in it

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from vae_lab.engine.engines import CACHE, Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
 from vae_lab.engine.stack import Asked, Stack
-from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work
+from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block
 
 Room = Callable[[], AbstractContextManager[None]]
@@ -131,8 +131,10 @@ class Pack:
                 try:
                     if self.compiler is inductor:
                         check_compiler(device)
-                    call = self.compiler(graph, given)
-                    how = f"compiled in {perf_counter() - start:.1f} s"
+                    call, seconds = self.compiler(graph, given), perf_counter() - start
+                    how = f"compiled in {seconds:.1f} s"
+                    for member in together:
+                        member.seconds = seconds  # of all, and each one's own
                     note.parent.mkdir(parents=True, exist_ok=True)
                     note.touch()
                 except Exception as error:
@@ -152,7 +154,7 @@ class Pack:
             assert due is not None
             more = len(due.asked.eps) > K
             dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
-        stack.push(list(dues))  # a callback may have written into them, by ways that leave no trace
+        stack.push(list(dues))
         with torch.no_grad():
             made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
             terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]
@@ -214,6 +216,7 @@ class Member(Engine):
             work.tell(f"engine: not packed, as {work.obstacle}")
             return OneByOne(eager)
         try:
+            lagging(work)
             self.mine = Step(work)
         except NotImplementedError as error:
             work.tell(f"engine: not packed, as {error}")

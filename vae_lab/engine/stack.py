@@ -1,7 +1,7 @@
 """An optimiser step of several models at once: their tensors are stacked, and `vmap` runs the step over the stack."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -51,6 +51,7 @@ class Stack:
         self.model, self.rule, self.groups, self.trained = first.model, first.rule, first.groups, first.trained
         self.tensors, self.state, self.clip = first.tensors, first.state, first.clip
         self.weights = [name for members in self.trained for name in members]
+        self.reached = set[str]()  # those that the loss depends on; the optimiser leaves the others, decay and all
         for step in self.steps:
             if step.groups != self.groups or step.trained != self.trained or step.clip != self.clip:
                 raise NotImplementedError("their optimisers differ in more than the learning rate")
@@ -64,14 +65,10 @@ class Stack:
             raise NotImplementedError("they differ in the size of a batch")
         like = self.batch.x
         self.held = {name: like.new_zeros((len(works), *v.shape), dtype=v.dtype) for name, v in first.held.items()}
-        self.windows = [
-            [
-                pair
-                for name, stacked in self.held.items()
-                for pair in windows(step.held[name], stacked[i], d, max(self.ds), name)
-            ]
-            for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True))
-        ]
+        # where the models' own tensors lie in the stack: parameters and buffers, and what their optimisers have
+        parted = list(self.tensors), [name for name in self.held if name not in self.tensors]
+        self.windows, self.moments = ([self.pairs(i, names) for i in range(len(works))] for names in parted)
+        self.versions: list[list[int]] = [[] for _ in works]  # of the moments, when both were the same
         self.push(range(len(works)))
         self.blank(1)
         self.most = max(1, ROOM // sum(v.nbytes for v in self.room.values()))  # steps at once
@@ -79,17 +76,33 @@ class Stack:
 
     # --- between the models' own tensors and the stack
 
+    def pairs(self, model: int, names: Collection[str]) -> list[tuple[Tensor, Tensor]]:
+        """A model's own tensors of these names, each with its part of the stack."""
+        held, d = self.steps[model].held, self.ds[model]
+        return [pair for n in names for pair in windows(held[n], self.held[n][model], d, max(self.ds), n)]
+
     def push(self, models: Sequence[int]) -> None:
-        """Takes the own tensors of the models that are numbered into the stack."""
-        own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
+        """Takes the own tensors of the models that are numbered into the stack: a callback may have written into them,
+        into parameters and buffers also by ways that leave no trace (`.data`)."""
+        written = [i for i in models if self.marks(i) != self.versions[i]]
+        pairs = [pair for i in models for pair in self.windows[i]] + [pair for i in written for pair in self.moments[i]]
+        own, stacked = zip(*pairs, strict=True)
         with torch.no_grad():
             torch._foreach_copy_(stacked, [v.detach() for v in own])
+        for i in written:
+            self.versions[i] = self.marks(i)
 
     def pull(self, models: Sequence[int]) -> None:
         """Gives the models that are numbered their tensors from the stack."""
-        own, stacked = zip(*(pair for i in models for pair in self.windows[i]), strict=True)
+        own, stacked = zip(*(pair for i in models for pair in (*self.windows[i], *self.moments[i])), strict=True)
         with torch.no_grad():
             torch._foreach_copy_([v.detach() for v in own], stacked)
+        for i in models:
+            self.versions[i] = self.marks(i)
+
+    def marks(self, model: int) -> list[int]:
+        """Those of a model's moments that tell whether somebody has written into one."""
+        return [v._version for v, _ in self.moments[model]]
 
     # --- what steps are given
 
@@ -176,7 +189,7 @@ class Stack:
             scale = None if self.clip is None else (self.clip / (norm + 1e-6)).clamp(max=1)
             for j, (group, members) in enumerate(zip(self.groups, self.trained, strict=True)):
                 numbers = value["numbers"][:, j].T  # [numbers, N]
-                for name in members:
+                for name in (name for name in members if name in self.reached):
                     g = found[name]
                     state = {key: value[f"{name}/{key}"] for key in self.state[name]}
                     each = (-1, *[1] * (g.dim() - 1))
@@ -208,13 +221,18 @@ class Stack:
                 eps = torch.randn(self.samples, b, work.vae.d, generator=random, dtype=x.dtype).to(x.device)
                 asked[i] = Asked(Block(batch, B), [eps], [step.figures(1)])
                 alone = copy.deepcopy(step.model).double()
-                with torch.no_grad():
-                    terms = torch.stack(list(alone(batch._replace(x=batch.x.double()), eps.double())))
-                wanted.append((terms, dict(alone.named_buffers())))
+                found = alone(batch._replace(x=batch.x.double()), eps.double())
+                weights = [alone.get_parameter(name) for name in self.weights]
+                g = torch.autograd.grad(found.loss.sum(), weights, allow_unused=True)
+                reached = {name for name, v in zip(self.weights, g, strict=True) if v is not None}
+                if reached != (self.reached if i else reached):
+                    raise NotImplementedError("they have different parameters")
+                self.reached = reached
+                wanted.append((torch.stack([term.detach() for term in found]), dict(alone.named_buffers())))
             self.fill(asked)
             try:
                 exact = {k: v.double() if v.is_floating_point() else v for k, v in (self.held | self.given).items()}
-                found, terms, buffers = self.gradients(exact)
+                gradients, terms, buffers = self.gradients(exact)
             except NotImplementedError:
                 raise
             except Exception as error:
@@ -224,12 +242,12 @@ class Stack:
                 pairs += [(buffers[name][i], v) for name, v in after.items() if buffers[name][i].shape == v.shape]
                 if not all(torch.allclose(a, b.to(a.dtype), rtol=SAME, atol=SAME, equal_nan=True) for a, b in pairs):
                     raise NotImplementedError("a model in the stack is not the same as alone")
-            for name, g in found.items():
-                outside = torch.ones_like(g)
+            for name, gradient in gradients.items():
+                outside = torch.ones_like(gradient)
                 for i, (step, d) in enumerate(zip(self.steps, self.ds, strict=True)):
                     for _, inside in windows(step.held[name], outside[i], d, max(self.ds), name):
                         inside.zero_()
-                if bool((g * outside).any()):
+                if bool((gradient * outside).any()):
                     raise NotImplementedError("a latent dimension more would not be without effect")
         finally:
             self.model = kept
@@ -243,9 +261,7 @@ def varied(models: Sequence[nn.Module], ds: Sequence[int]) -> dict[tuple[str, st
     Raises:
         NotImplementedError: if they differ in something that is no number.
     """
-    seen: list[dict[tuple[str, str], Any]] = [
-        {(name.partition(" ")[0], key): value for (name, key), value in plain(model).items()} for model in models
-    ]
+    seen: list[dict[tuple[str, str], Any]] = [plain(model) for model in models]
     found = {}
     for key, value in seen[0].items():
         if any(other.keys() != seen[0].keys() for other in seen):

@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from vae_lab.engine.rules import rule_of
+from vae_lab.engine.update import hooked
 from vae_lab.interfaces import Batch, Block, Terms
 from vae_lab.objectives import Objective
 from vae_lab.vae import VAE
@@ -69,6 +70,10 @@ Steps = Callable[[Block, Noises, Advance, Collection[int]], Made]
 the learning rates; the last: at which of them, counted from 0, the gradient's norm is wanted."""
 
 
+PLAIN = bool, int, float, str, type(None)
+"""What an operation may take from Python, and would not see change."""
+
+
 @final
 class Scored(nn.Module):
     """A model with its objective."""
@@ -112,6 +117,20 @@ class Step:
         given = {"numbers": self.numbers([self.figures(1)])[0], "x": x, "index": index, "label": label, "eps": eps}
         self.given = {name: v for name, v in given.items() if v is not None}
         self.parts = self.fixed()
+        if hook := self.hook():
+            raise NotImplementedError(hook)
+
+    def hook(self) -> str | None:
+        """What is called in each step, for whoever registered it, and would not be."""
+        if hooked(self.optimizer):
+            return "a hook of the optimiser looks inside a step"
+        for name, part in self.model.named_modules():
+            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                return f"a hook of {called(self.model, name)} looks inside a step"
+        for name, p in self.model.named_parameters():
+            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+                return f"a hook of {name} looks inside a step"
+        return None
 
     def begin(self, p: Tensor, group: dict) -> dict[str, Tensor]:
         """The optimiser's own state of a parameter, made where it has none yet, all on the parameter's device."""
@@ -142,20 +161,22 @@ class Step:
         return figures, why
 
     def fixed(self) -> dict[tuple[str, str], object]:
-        """What the graph takes from the model besides its tensors' values, by the part's name and its attribute's."""
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        return (
-            plain(self.model)
-            | {(name, "requires_grad"): v.requires_grad for name, v in tensors.items()}
-            | {(name, "memory"): v.data_ptr() for name, v in tensors.items()}
-        )
+        """What the graph takes from the model and the optimiser besides their tensors' values, by a part's name and an
+        attribute's."""
+        found = plain(self.model)
+        for name, v in (*self.model.named_parameters(), *self.model.named_buffers()):
+            found[name, "requires_grad"], found[name, "memory"] = v.requires_grad, v.data_ptr()
+        for name, state in self.state.items():
+            own = self.optimizer.state.get(self.tensors[name], {})
+            found[name, "optimiser's state"] = all(own.get(key) is v for key, v in state.items())
+        return found
 
     def changed(self) -> str | None:
         """What of that is no longer what it was, or of the optimiser's options."""
         if (now := self.fixed()) == self.parts:
-            return self.rescheduled()
+            return self.hook() or self.rescheduled()
         name, attribute = next(key for key in self.parts | now if self.parts.get(key) != now.get(key))
-        return f"{attribute} of {name} has changed"
+        return f"{attribute} of {called(self.model, name)} has changed"
 
     def rescheduled(self) -> str | None:
         """What of the optimiser's options has changed."""
@@ -201,6 +222,19 @@ class Step:
             self.model = kept
 
 
+def lagging(work: Work) -> None:
+    """Raises NotImplementedError if a parameter was not moved in each of the steps so far, as one that was frozen: its
+    next step is another than the others', and each step's number is taken to be the same for all."""
+    states = work.optimizer.state
+    if not any("step" in state for state in states.values()):
+        return
+    for group in work.optimizer.param_groups:
+        for p in group["params"]:
+            # one that the loss does not depend on stays at 0
+            if p.requires_grad and (p not in states or float(states[p]["step"]) not in (0, work.taken)):
+                raise NotImplementedError("a parameter was not moved in each step so far")
+
+
 def traced(step: Callable[..., object], model: nn.Module, values: list[Tensor]) -> GraphModule:
     """The operations of a step of `model`, which this may change, on values like these, which it does not.
 
@@ -218,18 +252,24 @@ def traced(step: Callable[..., object], model: nn.Module, values: list[Tensor]) 
         raise NotImplementedError(f"{where}: {type(error).__name__}: {words[:200]}") from error
     if changed := [key for key, v in plain(model).items() if before.get(key, v) != v]:
         name, attribute = changed[0]
-        raise NotImplementedError(f"{name} changes its attribute {attribute} from step to step")
+        raise NotImplementedError(f"{called(model, name)} changes its attribute {attribute} from step to step")
     return found
 
 
 def plain(model: nn.Module) -> dict[tuple[str, str], object]:
     """The attributes of a model's parts that are plain values, by the name of the part and their own."""
     return {
-        (f"{name} ({type(part).__name__})", key): value
+        (name, key): value
         for name, part in model.named_modules()
         for key, value in vars(part).items()
-        if isinstance(value, bool | int | float | str | None)
+        if isinstance(value, PLAIN)
     }
+
+
+def called(model: nn.Module, name: str) -> str:
+    """A part, or a parameter, as a user knows it."""
+    part = dict(model.named_modules()).get(name)
+    return name if part is None else f"{name} ({type(part).__name__})"
 
 
 def culprit(error: BaseException, model: nn.Module) -> str:

@@ -35,9 +35,6 @@ Among what stays in are `sampling.block`, as Lightning's limits count blocks; `s
 decides which noise its data are scored with; and what `callbacks.checkpoint` takes for the best, which is tested.
 """
 
-REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.]*\}")
-"""To a key, from the root on: the same wherever it is written."""
-
 DIGITS = 12  # of a fingerprint: 54 runs collide with probability 5e-12, a million with 2e-3
 WHOLE, SAMPLES, SAMPLE = 256 * 2**20, 256, 2**20  # bytes of a file that is hashed whole; parts of a larger one
 
@@ -51,7 +48,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: if a data file of the run's own cannot be read.
     """
-    science = _science(config, "", {})
+    science = _science(config, "")
     root = config["data"].get("root") if isinstance(config.get("data"), Mapping) else None
     if root is not None and (path := Path(root).expanduser()).is_file():
         status = path.stat()
@@ -60,23 +57,14 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _science(node: Mapping[str, Any], prefix: str, known: dict[str, Any]) -> dict[str, Any]:
-    """What counts of `node`, flat; what is set aside is not even looked at, as it may need a run's folder, or W&B.
-
-    Args:
-        known: what the references come to that have been resolved, `${d}` as in another place: each takes OmegaConf as
-            long as twenty other values
-    """
+def _science(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What counts of `node`, flat; what is set aside is not even looked at, as it may need a run's folder, or W&B."""
     found: dict[str, Any] = {}
-    written = dict(node.items_ex(resolve=False)) if hasattr(node, "items_ex") else node
     for key in node:
         if (name := f"{prefix}{key}") in ASIDE:
             continue
-        if isinstance(said := written[key], str) and REFERENCE.fullmatch(said):
-            value = known[said] = known[said] if said in known else node[key]
-        else:
-            value = node[key]
-        found |= _science(value, f"{name}.", known) if isinstance(value, Mapping) else {name: _plain(value)}
+        value = node[key]
+        found |= _science(value, f"{name}.") if isinstance(value, Mapping) else {name: _plain(value)}
     return found
 
 
