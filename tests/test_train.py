@@ -334,7 +334,7 @@ WRONG = {
     "trainer.precision=odd": "trainer: Precision 'odd' is invalid",
     "+trainer.accumulate_grad_batches=2": "trainer.accumulate_grad_batches must be 1, got 2; use a larger sampling",
     "+trainer.fast_dev_run=true": "trainer.fast_dev_run must be false",
-    "schedule=cosine trainer.max_epochs=-1 trainer.max_time=00:00:01:00": "schedule must be constant where trainer.max_",
+    "schedule=cosine trainer.max_epochs=-1 trainer.max_time=00:00:01:00": "schedule must be constant where trainer.max",
     "optimizer.lr=-1": "optimizer.lr must be a finite number > 0, got -1",
     "encoder.activation=tan": "encoder.activation must be one of tanh",
     "data.shape=[64] encoder=conv": "data.shape must be [C, H, W] for encoder Conv, which takes images, got [64]",
