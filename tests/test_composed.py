@@ -9,8 +9,9 @@ from hydra import initialize_config_dir
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import Node, OmegaConf
 from omegaconf.base import Box
@@ -267,3 +268,51 @@ def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch):
     before = set(tmp_path.rglob("*"))
     assert recall() == compose()
     assert set(tmp_path.rglob("*")) == before
+
+
+# --- words
+
+WORDS = ["d=3", "d=1,2", "seed=range(8)", "a@b.c=[1,{x: 'y z'}]", "~logger", "+x=${d}", "o.lr=interval(0,1)", "e=*"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The words that Hydra's grammar parses."""
+    words, parse = [], OverridesParser.parse_rule
+    monkeypatch.setattr(
+        OverridesParser, "parse_rule", lambda self, text, rule: words.append(text) or parse(self, text, rule)
+    )
+    return words
+
+
+def parsed(words, arguments=("-m",)):
+    with composing.recalled(arguments):
+        return OverridesParser.create().parse_overrides(words)
+
+
+def test_a_sweep_that_is_typed_again_is_not_parsed_again(asked):
+    first = parsed(WORDS)
+    assert asked == WORDS
+    assert parsed(WORDS) == first == OverridesParser.create().parse_overrides(WORDS)
+    assert asked == 2 * WORDS
+    parsed([*WORDS, "d=9"])  # another cell
+    assert parsed([*WORDS, "d=9"])[-1].value() == 9 and asked == [*WORDS, *WORDS, "d=9"]
+    parsed(["d=3"], ("-m", "d=3"))  # another command
+    assert asked[-1] == "d=3"
+
+
+def test_what_somebody_does_to_a_parsed_word_is_forgotten():
+    for _ in range(2):
+        with composing.recalled(["-m"]):
+            parser = OverridesParser.create()
+            for _ in range(2):
+                [found] = parser.parse_overrides(["h=[1,2]"])
+                assert found.value() == [1, 2]
+                found.value().append(3)
+
+
+def test_a_word_that_cannot_be_parsed_is_told_each_time(tmp_path):
+    for _ in range(2):
+        with pytest.raises(OverrideParseException, match="Error parsing override 'd=='"):
+            parsed(["d=="])
+    assert not kept(tmp_path)

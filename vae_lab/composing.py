@@ -14,12 +14,13 @@ from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.default_element import InputDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from omegaconf import _utils as omegaconf_utils
 from omegaconf import base as omegaconf_base
 
 from vae_lab import hints
-from vae_lab.composed import Composed
+from vae_lab.composed import Composed, Parsed
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -49,7 +50,8 @@ def run(command: str, arguments: Sequence[str], task: Task) -> None:
             asked = GlobalHydra.instance().hydra
             assert asked is not None
             if is_sweep:
-                asked.multirun(name, task, [*overrides, "hydra.mode=MULTIRUN"])
+                with recalled(arguments):
+                    asked.multirun(name, task, [*overrides, "hydra.mode=MULTIRUN"])
             else:
                 asked.run(name, task, [*overrides, "hydra.mode=RUN"])
 
@@ -73,6 +75,15 @@ def quick() -> Iterator[None]:
         _replaced(omegaconf_base, "parse", lru_cache(maxsize=1024)),  # a parsed interpolation never changes
     ):
         yield
+
+
+@contextmanager
+def recalled(arguments: Sequence[str]) -> Iterator[None]:
+    """What Hydra parses meanwhile is kept for when the same command is typed again."""
+    before = Parsed(arguments)
+    with _replaced(OverridesParser, "parse_rule", before.parsed):
+        yield
+    before.keep()
 
 
 @contextmanager
