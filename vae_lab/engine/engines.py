@@ -16,13 +16,11 @@ from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
+from vae_lab.engine.products import Call, factors, quickest
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-
-Call = Callable[..., Sequence[Tensor]]
-"""A graph that can be called."""
 
 
 class Engine(ABC):
@@ -208,12 +206,13 @@ def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
         # polynomials take half the instructions where a product and a sum are one
         "cpp.enable_floating_point_contract_flag": "fast",
     }
-    graph = quickened(graph)
+    multiplied, graph = factors(graph), quickened(graph)
     try:  # a CPU tells its instructions; whether the C++ compiler knows them, it takes a second to find out
-        return compile(graph, [*given], options=options | {"cpp.vec_isa_ok": True})
+        call = compile(graph, [*given], options=options | {"cpp.vec_isa_ok": True})
     except Exception:
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
-        return compile(graph, [*given], options=options)
+        call = compile(graph, [*given], options=options)
+    return quickest(call, multiplied)
 
 
 def check_compiler(device: torch.device) -> None:

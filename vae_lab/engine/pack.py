@@ -18,7 +18,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vae_lab.engine.engines import CACHE, Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
+from vae_lab.engine.engines import CACHE, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
+from vae_lab.engine.products import Call
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block

@@ -19,7 +19,8 @@ from vae_lab import hints
 from vae_lab.cli import register_resolvers
 from vae_lab.commands import machine, training
 from vae_lab.commands.common import build
-from vae_lab.engine.engines import Call, Replay, cache_folder, inductor
+from vae_lab.engine.engines import Replay, cache_folder, inductor
+from vae_lab.engine.products import Call
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Work, traced
 from vae_lab.interfaces import Batch, Block

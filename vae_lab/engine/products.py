@@ -1,0 +1,79 @@
+"""Matrix products of compiled steps on CPUs, by whichever of torch's two libraries is the quicker.
+
+MKL, which torch asks for float32, leaves half of an AMD processor's AVX-512 unused; oneDNN uses all of it, but takes
+longer to be called. torch asks oneDNN where it may round to bfloat16. That is allowed here for as long as a step takes,
+and only where it is seen not to be done: oneDNN does it on processors with instructions for bfloat16 matrices (AMX).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+LEAST = 2e6
+"""From how many floating-point operations on, in a step's mean over its products, oneDNN is quicker: a call takes 11
+microseconds more than MKL's, and an operation half as long (Zen 5, one thread)."""
+
+ODD = 1 + 2**-10
+"""Rounded to bfloat16 it is 1."""
+
+aten = torch.ops.aten
+PRODUCTS = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default
+
+Call = Callable[..., Sequence[Tensor]]
+"""A graph that can be called."""
+
+
+def quickest(call: Call, pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
+    """A compiled step on a CPU, given the factors of its products: these by the library that is quicker for them."""
+    flops = sum(2 * a.numel() * b.shape[-1] for a, b in pairs)
+    if not pairs or flops < LEAST * len(pairs) or not halved_by_mkl():
+        return call
+    with onednn():
+        if not exact(pairs):
+            return call
+
+    def quick(*values: Tensor) -> Sequence[Tensor]:
+        with onednn():
+            return call(*values)
+
+    return quick
+
+
+def factors(graph: GraphModule) -> list[tuple[Tensor, Tensor]]:
+    """What is multiplied in a graph, without values: each product's two factors."""
+    nodes = [node for target in PRODUCTS for node in graph.graph.find_nodes(op="call_function", target=target)]
+    return [(node.args[-2].meta["val"], node.args[-1].meta["val"]) for node in nodes]
+
+
+def halved_by_mkl() -> bool:
+    """Whether this CPU has vectors of 512 bits of which MKL uses half, and torch both libraries."""
+    # older releases of torch do not tell
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    wide = bool(known.get("avx512_f")) and "AMD" in str(known.get("cpu_name"))
+    return wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+@contextmanager
+def onednn() -> Iterator[None]:
+    """For a while, products of float32 are oneDNN's."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def exact(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether products of such factors keep what rounding to bfloat16 would lose."""
+    for a, b in pairs:
+        for u, v in ((ODD, 1.0), (1.0, ODD)):
+            x, y = (torch.empty_strided(w.shape, w.stride()).fill_(value) for w, value in ((a, u), (b, v)))
+            wanted = a.shape[-1] * ODD
+            if bool((x @ y - wanted).abs().max() > wanted * 2**-12):
+                return False
+    return True
