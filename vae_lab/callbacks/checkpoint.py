@@ -16,8 +16,9 @@ from vae_lab.callbacks.history import History
 from vae_lab.checks import number, one_of
 from vae_lab.interfaces import Batch
 
-PAUSE = 1.0
-"""Seconds between two epochs' checkpoints at least: a small model's epochs are shorter than their files take."""
+PAUSE = 5.0
+"""Seconds between two epochs' checkpoints at least, unless mid-epoch ones are asked for more often: a small model's
+epochs are shorter than their files take, and 64 models that are packed would spend an eighth of each second on them."""
 
 
 @final
@@ -59,7 +60,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     `last.ckpt` is saved after each epoch, once all that it logs is logged, and in mid-epoch between two blocks. It
     loads with `weights_only=True`. Where the score was never measured, the best is the last. Epochs that follow each
-    other within a second are saved together: the best is kept in memory until then.
+    other within PAUSE are saved together: the best is kept in memory until then.
 
     (Lightning's ModelCheckpoint keeps no time under manual optimisation, and saves at an epoch's end before its
     metrics are logged.)
@@ -180,7 +181,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         self._saved()
 
     def _saved(self) -> None:
-        self._due, self._soon = monotonic() + self.every_seconds, monotonic() + PAUSE
+        self._due, self._soon = monotonic() + self.every_seconds, monotonic() + min(PAUSE, self.every_seconds)
         self._late = self._late_best = None
 
     def _save_epoch(self, trainer: pl.Trainer, now: bool = True, end: bool = False) -> None:
