@@ -101,10 +101,17 @@ def train(
             block = Block(Batch(*(v[: 3 * B + 4] for v in rows if v is not None)), B)
         eps = [torch.randn(objective.samples, len(b.x), vae.d, generator=noise, dtype=dtype) for b in block]
         between(steps - len(left) - len(some), vae, objective)
-        made = make_steps(block, eps, schedule.step if schedule else lambda: None, [len(some) - 1])
+        made = make_steps(block, eps, partial(advanced, schedule), [len(some) - 1])
         terms.append(made.terms)
         norms.append(made.of(len(some) - 1).norm)
     return torch.cat(terms, 1), torch.stack(norms), Scored(vae, objective), optimizer
+
+
+def advanced(schedule):
+    """Whether a schedule has moved the optimiser's options."""
+    if schedule:
+        schedule.step()
+    return schedule is not None
 
 
 def cut(some, n):

@@ -226,12 +226,14 @@ class LitVAE(pl.LightningModule):
         assert not isinstance(schedule, list)
         self.updates = []
 
-        def advance() -> None:
+        def advance() -> bool:
             if self.needs_lightning is None:
                 first._on_before_step()  # Lightning counts its steps here, and there
                 first._on_after_step()
-            if schedule is not None:
-                schedule.step()
+            if schedule is None:
+                return False
+            schedule.step()
+            return True
 
         logged = [k for k in range(len(block)) if (before + k + 1) % self.log_every == 0]
         made = self.make_steps(block, self.noises(block), advance, logged)

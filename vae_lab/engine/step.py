@@ -59,8 +59,9 @@ Figures = list[tuple[float, ...]]
 Stepper = Callable[[Batch, Tensor, bool], Stepped]
 """Makes an optimiser step on a batch with noise [V, B, d]; the third: whether the gradient's norm is wanted."""
 
-Advance = Callable[[], None]
-"""Counts an optimiser step; after it, the learning rates are those of the next."""
+Advance = Callable[[], bool]
+"""Counts an optimiser step; after it, the learning rates are those of the next. Whether a schedule has moved them, or
+any other of the optimiser's options."""
 
 Noises = Sequence[Tensor] | Tensor
 """The noise [V, B, d] of each batch of a block."""
@@ -156,8 +157,8 @@ class Step:
         figures, why = list[Figures](), self.changed()
         while why is None and len(figures) < n:
             figures.append(self.figures(t + len(figures) + 1))
-            advance()
-            why = self.rescheduled()
+            if advance():
+                why = self.rescheduled()
         return figures, why
 
     def fixed(self) -> dict[tuple[str, str], object]:
