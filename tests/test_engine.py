@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from vae_lab import decoders, encoders, likelihoods, posteriors, priors, schedules
 from vae_lab.engine import engines
 from vae_lab.engine.elementary import QUICK, cross_entropy, quickened, sigmoid, tanh
-from vae_lab.engine.engines import Auto, Compiled, Eager
+from vae_lab.engine.engines import Auto, Compiled, Eager, bare
 from vae_lab.engine.step import Scored, Step, Stepped, Work
 from vae_lab.interfaces import Batch, Block
 from vae_lab.objectives import Elbo, Iwae, NoteEq20
@@ -760,3 +760,51 @@ def test_the_quick_functions_are_taken_for_float32_alone():
     x = torch.rand(5)
     mean = make_fx(lambda y, x: binary_cross_entropy_with_logits(y, x), tracing_mode="fake")(x, x.clone())
     assert torch.equal(quickened(mean)(x, x), binary_cross_entropy_with_logits(x, x))
+
+
+def boxed(function):
+    """A compiled function as torch has it: `current_callable` is Inductor's own, and empties the list it is given."""
+
+    def inner(values):
+        own = [*values]
+        values.clear()
+        return function(*own)
+
+    def call(*values):
+        return moved(*values)
+
+    call.current_callable = inner
+    return call
+
+
+def moved(x, y):
+    return [x.add_(y), x.sum()]
+
+
+def test_inductors_own_function_is_called_where_it_does_the_same():
+    x, y = torch.rand(3), torch.rand(3)
+    whole, before = boxed(moved), x.clone()
+    found = bare(whole, [x, y])
+    assert found is not whole and torch.equal(x, before)
+    for a, b in zip(found(x, y), [before + y, (before + y).sum()], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(x, before + y)
+
+
+@pytest.mark.parametrize("other", [lambda x, y: [x.clone(), x.add_(y).sum()], lambda x, y: [x + y, (x + y).sum()]])
+def test_inductors_own_function_is_not_called_where_it_does_something_else(other):
+    call = boxed(other)
+    assert bare(call, [torch.rand(3), torch.rand(3)]) is call
+
+
+def test_inductors_own_function_is_not_called_where_torchs_is_needed():
+    x, call = torch.rand(6), boxed(moved)
+    assert bare(call, [x[:3], x[3:]]) is call  # which share memory
+    assert bare(moved, [torch.rand(3), torch.rand(3)]) is moved  # an older release of torch
+
+
+def test_trying_draws_no_random_numbers():
+    given, call = [torch.rand(3), torch.rand(3)], boxed(lambda x, y: [x.add_(torch.rand(3)), y])
+    state = torch.get_rng_state()
+    bare(call, given)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -4,7 +4,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +16,14 @@ from torch.fx import GraphModule
 
 from vae_lab.checks import whole
 from vae_lab.engine.elementary import quickened
-from vae_lab.engine.products import Call, factors, quickest
+from vae_lab.engine.products import factors, quickest
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepped, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+Call = Callable[..., Sequence[Tensor]]
+"""A graph that can be called."""
 
 
 class Engine(ABC):
@@ -77,6 +80,7 @@ class Compiled(Engine):
                 lagging(work)
                 step = Step(work)
                 graph = step.graph()
+                library = quickest(factors(graph))
                 with torch.no_grad():  # the graph has the gradient's computation in it
                     call = self.compiler(graph, [*step.held.values(), *step.given.values()])
         except Exception as error:  # whatever it is, the run can be made
@@ -85,7 +89,7 @@ class Compiled(Engine):
             return OneByOne(eager)
         self.seconds = perf_counter() - start
         work.tell(f"engine: compiled, in {self.seconds:.1f} s")
-        return CompiledSteps(step, call, eager, work)
+        return CompiledSteps(step, call, library, eager, work)
 
 
 @final
@@ -132,8 +136,10 @@ class OneByOne:
 class CompiledSteps:
     """Makes steps by a compiled `Step`; those of another batch size eagerly."""
 
-    def __init__(self, step: Step, call: Call, eager: Stepper, work: Work) -> None:
-        self.step, self.eager, self.t, self.tell = step, eager, work.taken, work.tell
+    def __init__(
+        self, step: Step, call: Call, library: AbstractContextManager[None], eager: Stepper, work: Work
+    ) -> None:
+        self.step, self.library, self.eager, self.t, self.tell = step, library, eager, work.taken, work.tell
         self.left = False  # for eager steps
         self.held, self.B = list(step.held.values()), len(work.batch.x)
         self.call = Replay(call, self.held) if work.batch.x.device.type == "cuda" else call
@@ -149,7 +155,7 @@ class CompiledSteps:
         some, rest = block.at(full)
         found = list[Stepped]()
         if full:
-            with torch.no_grad():
+            with torch.no_grad(), self.library:
                 for numbers, batch, noise in zip(self.step.numbers(figures).unbind(), some, eps, strict=False):
                     given = (numbers, *(v for v in batch if v is not None), noise)
                     found.append(Stepped(*self.call(*self.held, *given)))
@@ -206,13 +212,32 @@ def inductor(graph: GraphModule, given: list[Tensor]) -> Call:
         # polynomials take half the instructions where a product and a sum are one
         "cpp.enable_floating_point_contract_flag": "fast",
     }
-    multiplied, graph = factors(graph), quickened(graph)
+    graph = quickened(graph)
     try:  # a CPU tells its instructions; whether the C++ compiler knows them, it takes a second to find out
         call = compile(graph, [*given], options=options | {"cpp.vec_isa_ok": True})
     except Exception:
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
         call = compile(graph, [*given], options=options)
-    return quickest(call, multiplied)
+    return bare(call, given)
+
+
+def bare(call: Call, given: Sequence[Tensor]) -> Call:
+    """What Inductor has compiled, without what torch has around it for inputs that share memory and for gradients: none
+    are here, and that takes as long as a small product. Whether it does the same is tried, on copies."""
+    inner = getattr(call, "current_callable", None)
+    if inner is None or len({v.untyped_storage().data_ptr() for v in given}) < len(given):
+        return call
+
+    def direct(*values: Tensor) -> Sequence[Tensor]:
+        return inner([*values])
+
+    found = list[list[Tensor]]()
+    for function in call, direct:
+        values = [v.detach().clone() for v in given]
+        with torch.random.fork_rng(devices=()):  # a part may draw from torch's own stream
+            found.append([*function(*values), *values])
+    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*found, strict=True))
+    return direct if same else call
 
 
 def check_compiler(device: torch.device) -> None:

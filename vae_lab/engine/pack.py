@@ -18,8 +18,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vae_lab.engine.engines import CACHE, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
-from vae_lab.engine.products import Call
+from vae_lab.engine.engines import CACHE, Call, Engine, OneByOne, Replay, cache_folder, check_compiler, inductor
+from vae_lab.engine.products import factors, quickest
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Advance, Made, Noises, Step, Stepper, Steps, Work, lagging
 from vae_lab.interfaces import Block
@@ -142,6 +142,7 @@ class Pack:
                     how = f"not compiled, as {reason(error)}"
         self.stack, self.slots, self.held = stack, slots, list(stack.held.values())
         self.call = Replay(call, self.held) if device.type == "cuda" else call
+        self.library = quickest(factors(graph))
         for member in together:
             member.said = f"one of {len(together)} runs that are packed, {how}"
 
@@ -156,7 +157,7 @@ class Pack:
             more = len(due.asked.eps) > K
             dues[self.slots[member]], member.due = due.at(K) if more else (due, None)
         stack.push(list(dues))
-        with torch.no_grad():
+        with torch.no_grad(), self.library:
             made = [self.call(*self.held, *given) for given in stack.fill({i: due.asked for i, due in dues.items()})]
             terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]
             norms = torch.stack([norm for _, norm in made], dim=1)  # [N, K]

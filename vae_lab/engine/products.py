@@ -5,8 +5,9 @@ longer to be called. torch asks oneDNN where it may round to bfloat16. That is a
 and only where it is seen not to be done: oneDNN does it on processors with instructions for bfloat16 matrices (AMX).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import final
 
 import torch
 from torch import Tensor
@@ -22,28 +23,36 @@ ODD = 1 + 2**-10
 aten = torch.ops.aten
 PRODUCTS = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default
 
-Call = Callable[..., Sequence[Tensor]]
-"""A graph that can be called."""
+Factors = Sequence[tuple[Tensor, Tensor]]
+"""The two factors of each of a step's products; their values do not count."""
 
 
-def quickest(call: Call, pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
-    """A compiled step on a CPU, given the factors of its products: these by the library that is quicker for them."""
+@final
+class OneDnn(AbstractContextManager[None]):
+    """While it lasts, products of float32 on CPUs are oneDNN's. It may be entered again and again."""
+
+    def __init__(self) -> None:
+        self.matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        self.before = self.matmul.fp32_precision
+        self.matmul.fp32_precision = "bf16"
+
+    def __exit__(self, *error: object) -> None:
+        self.matmul.fp32_precision = self.before
+
+
+def quickest(pairs: Factors) -> AbstractContextManager[None]:
+    """In what steps with such products are made, so that these are the quicker library's."""
     flops = sum(2 * a.numel() * b.shape[-1] for a, b in pairs)
-    if not pairs or flops < LEAST * len(pairs) or not halved_by_mkl():
-        return call
-    with onednn():
-        if not exact(pairs):
-            return call
-
-    def quick(*values: Tensor) -> Sequence[Tensor]:
-        with onednn():
-            return call(*values)
-
-    return quick
+    if not pairs or flops < LEAST * len(pairs) or pairs[0][0].device.type != "cpu" or not halved_by_mkl():
+        return nullcontext()
+    with (library := OneDnn()):
+        return library if exact(pairs) else nullcontext()
 
 
-def factors(graph: GraphModule) -> list[tuple[Tensor, Tensor]]:
-    """What is multiplied in a graph, without values: each product's two factors."""
+def factors(graph: GraphModule) -> Factors:
+    """What is multiplied in a graph."""
     nodes = [node for target in PRODUCTS for node in graph.graph.find_nodes(op="call_function", target=target)]
     return [(node.args[-2].meta["val"], node.args[-1].meta["val"]) for node in nodes]
 
@@ -56,19 +65,7 @@ def halved_by_mkl() -> bool:
     return wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
-@contextmanager
-def onednn() -> Iterator[None]:
-    """For a while, products of float32 are oneDNN's."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
-def exact(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+def exact(pairs: Factors) -> bool:
     """Whether products of such factors keep what rounding to bfloat16 would lose."""
     for a, b in pairs:
         for u, v in ((ODD, 1.0), (1.0, ODD)):

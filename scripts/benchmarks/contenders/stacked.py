@@ -19,8 +19,8 @@ from vae_lab import hints
 from vae_lab.cli import register_resolvers
 from vae_lab.commands import machine, training
 from vae_lab.commands.common import build
-from vae_lab.engine.engines import Replay, cache_folder, inductor
-from vae_lab.engine.products import Call
+from vae_lab.engine.engines import Call, Replay, cache_folder, inductor
+from vae_lab.engine.products import factors, quickest
 from vae_lab.engine.stack import Asked, Stack
 from vae_lab.engine.step import Work, traced
 from vae_lab.interfaces import Batch, Block
@@ -65,6 +65,7 @@ class Stacked(Contender):
         held, given = list(stack.held.values()), stack.given
         if self.call is None:
             graph = gradients(stack) if self.job.kind == GRADIENT else stack.graph()
+            self.library = quickest(factors(graph))
             with cache_folder(None), torch.no_grad():
                 self.call = inductor(graph, [*held, *given.values()])
         call = Replay(self.call, held) if self.job.device == "cuda" else self.call
@@ -81,7 +82,7 @@ class Stacked(Contender):
                 given["numbers"].copy_(stack.steps[0].numbers([stack.steps[0].figures(t + 1)])[0])
             call(*held, *given.values())
 
-        with torch.no_grad():
+        with torch.no_grad(), self.library:
             for _ in range(2):  # loads a GPU's kernels, and records their graph
                 step(0)
             wait(self.job.device)
