@@ -18,7 +18,7 @@ from vae_lab.interfaces import Batch
 
 PAUSE = 5.0
 """Seconds between two epochs' checkpoints at least, unless mid-epoch ones are asked for more often: a small model's
-epochs are shorter than their files take, and 64 models that are packed would spend an eighth of each second on them."""
+epochs are shorter than their files take, 2 ms each: 64 packed models would spend an eighth of each second on them."""
 
 
 @final
