@@ -78,8 +78,9 @@ def trained(work: Workload, words: Sequence[str], outputs: Path, cores: int | No
     between = max(rows[-1][0] for rows in arrived.values()) - min(rows[0][0] for rows in arrived.values())
     own, seen = 0.0, made / max(between, TICK)
     for path in arrived:
-        _, *later = [rate for _, rate in epochs(path)]  # the first epoch warms up
-        own += statistics.harmonic_mean(later) / work.batch
+        # the first epoch warms up; in the last, runs of a pack wait for those before them, which are being tested
+        _, *between_both, _ = [rate for _, rate in epochs(path)]
+        own += statistics.harmonic_mean(between_both) / work.batch
     together = max(rows[0][0] for rows in arrived.values()) < min(rows[-1][0] for rows in arrived.values())
     return taken, Rates(own if together else None, seen)
 
