@@ -1,5 +1,6 @@
 """Stopping and continuing: a run that was stopped, at any moment, comes to what it would have come to."""
 
+import copy
 import json
 import math
 import os
@@ -16,9 +17,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
+from torch import nn
 
 from vae_lab import decoders, encoders, likelihoods, objectives, priors, schedules
 from vae_lab.callbacks import AtomicIO, Checkpoint, History, Preemption
+from vae_lab.callbacks.checkpoint import copied
 from vae_lab.callbacks.history import latest, rows
 from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import BinarisedDynamic, Raw
@@ -172,6 +175,21 @@ HOOKS = {
     "epoch_start": ("on_train_epoch_start", range(1, 4)),
     "test": ("on_test_batch_end", range(1, 3)),
 }
+
+
+def test_a_copied_checkpoint_shares_nothing_with_what_is_trained():
+    model = nn.BatchNorm1d(3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    held = {"state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()], "epoch": 2, "why": None}
+    wanted, found = copy.deepcopy(held), copied(held)
+    assert found["state_dict"]._metadata == model.state_dict()._metadata  # by which torch knows older checkpoints
+    with torch.no_grad():
+        for v in (*model.state_dict().values(), *optimizer.state_dict()["state"][0].values()):
+            v.add_(1)
+    assert list(found) == list(wanted) and found["epoch"] == 2
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("every_seconds", [1e-9, 1e9], ids=["every_block", "every_epoch"])
