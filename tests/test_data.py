@@ -22,6 +22,7 @@ from vae_lab.data.module import InMemory
 from vae_lab.data.preprocessing import BinarisedDynamic, BinarisedStatic, Dequantised, Raw
 from vae_lab.data.sampling import Shuffled, WithReplacement
 from vae_lab.data.sources import Arrays, Digits, FashionMnist, FreyFace, Mnist, Source, Splits
+from vae_lab.interfaces import Batch, Block
 from vae_lab.seeds import seed_of
 
 MIRRORS = ["http://127.0.0.1:1"]
@@ -433,6 +434,39 @@ def test_blocks_are_the_feed_cut_in_order():
     assert torch.equal(torch.cat([batch.index for block in blocks for batch in block]), one_by_one)
 
 
+@pytest.mark.parametrize("room", [1, 100, 10_000])
+@pytest.mark.parametrize("label", [None, torch.arange(30) % 7])
+def test_a_block_gathers_its_batches_when_they_are_asked_for(room, label, monkeypatch):
+    monkeypatch.setattr("vae_lab.interfaces.CACHED", room)  # of 4 data with two floats each: one batch, three, all
+    rows = Batch(torch.rand(30, 2), torch.arange(30), label)
+    chosen = torch.randint(30, (19,))
+    block = Block(rows, 4, chosen)
+    assert (len(block), block.n, block.sizes()) == (5, 19, [4, 4, 4, 4, 3])
+    same_batches(block, rows, chosen.split(4))
+    same_batches(Block(block.gathered(), 4), rows, chosen.split(4))
+    for first, rest in (block.at(2), Block(block.gathered(), 4).at(2)):
+        same_batches(first, rows, chosen[:8].split(4))
+        same_batches(rest, rows, chosen[8:].split(4))
+    nothing, everything = block.at(0)
+    assert not len(nothing) and not list(nothing) and everything.n == 19
+    assert [part.n for part in block.parts(2)] == [8, 8, 3]
+
+
+def same_batches(block: Block, rows: Batch, chosen: tuple[torch.Tensor, ...]) -> None:
+    for batch, index in zip(block, chosen, strict=True):
+        for own, v in zip(batch, rows, strict=True):
+            assert (own is None and v is None) or torch.equal(own, v[index])
+
+
+def test_runs_that_share_their_data_have_the_very_same_rows():
+    """By which a pack knows that it may gather the batches of all at once."""
+    one, other, another = in_memory(), in_memory(seed=1), in_memory(preprocessing=Dequantised(seed=0))
+    other.share(one)
+    assert one.train_feed().rows is other.train_feed().rows is one.feed("train").rows
+    assert one.train_feed().rows is not in_memory().train_feed().rows
+    assert another.train_feed().rows is another.train_feed().rows is not another.feed("train").rows
+
+
 def test_a_block_of_large_data_has_fewer_batches(monkeypatch):
     monkeypatch.setattr("vae_lab.data.feed.ROOM", 3 * 100 * 64 * 4 + 1)
     data = in_memory(sampling=Shuffled(100, 100, block=5))
@@ -502,7 +536,7 @@ def by_datum(feed: Feed, epoch: int) -> torch.Tensor:
 def test_training_data_are_drawn_afresh(preprocessing):
     data = in_memory(preprocessing=preprocessing)
     feed = data.train_feed()
-    assert feed.x.dtype == torch.uint8
+    assert feed.rows.x.dtype == torch.uint8
     first, second = by_datum(feed, 0), by_datum(feed, 1)
     assert not torch.equal(first, second)
     assert torch.equal(by_datum(feed, 0), first)

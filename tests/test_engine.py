@@ -66,10 +66,12 @@ def train(
     told=print,
     seed=2,
     between=lambda done, vae, objective: None,
+    data=None,
 ):
     """Trains a copy; the terms of each step, the gradients' norms, and the copy with its optimiser.
 
-    `between` is called before each block, with the number of steps that are done.
+    `between` is called before each block, with the number of steps that are done. The batches are drawn from `data`, if
+    there are some.
     """
     vae, objective = copy.deepcopy(vae), copy.deepcopy(objective)
     vae.train()
@@ -92,19 +94,34 @@ def train(
     if isinstance(engine, Compiled):
         assert isinstance(make_steps, engines.CompiledSteps)
     noise, terms, norms = torch.Generator().manual_seed(seed), [], []
-    left, sizes = list(batches(steps, labels=labels, dtype=dtype)), itertools.cycle((4, 3))
-    while left:
-        some, left = cut(left, next(sizes))
-        rows = Batch(*(torch.cat(v) for v in zip(*some, strict=True) if v[0] is not None))
-        block = Block(rows, B)
-        if len(some) == 4:  # an epoch's last batch is smaller
-            block = Block(Batch(*(v[: 3 * B + 4] for v in rows if v is not None)), B)
-        eps = [torch.randn(objective.samples, len(b.x), vae.d, generator=noise, dtype=dtype) for b in block]
-        between(steps - len(left) - len(some), vae, objective)
-        made = make_steps(block, eps, partial(advanced, schedule), [len(some) - 1])
+    if data is None:
+        left = Block(joined(batches(steps, labels=labels, dtype=dtype)), B)
+    else:
+        left = Block(data, B, torch.randint(len(data.x), (steps * B,), generator=torch.Generator().manual_seed(seed)))
+    sizes = itertools.cycle((4, 3))
+    while len(left):
+        done = steps - len(left)
+        block, left = left.at(next(sizes))
+        if len(block) == 4:  # an epoch's last batch is smaller
+            block = cut(block, 3 * B + 4)
+        eps = [torch.randn(objective.samples, b, vae.d, generator=noise, dtype=dtype) for b in block.sizes()]
+        between(done, vae, objective)
+        made = make_steps(block, eps, partial(advanced, schedule), [len(block) - 1])
         terms.append(made.terms)
-        norms.append(made.of(len(some) - 1).norm)
+        norms.append(made.of(len(block) - 1).norm)
     return torch.cat(terms, 1), torch.stack(norms), Scored(vae, objective), optimizer
+
+
+def joined(some):
+    """The data of several batches."""
+    return Batch(*(torch.cat(v) for v in zip(*some, strict=True) if v[0] is not None))
+
+
+def cut(block, n):
+    """The first n data of a block."""
+    if block.chosen is not None:
+        return Block(block.rows, block.size, block.chosen[:n])
+    return Block(Batch(*(v[:n] for v in block.rows if v is not None)), block.size)
 
 
 def advanced(schedule):
@@ -112,11 +129,6 @@ def advanced(schedule):
     if schedule:
         schedule.step()
     return schedule is not None
-
-
-def cut(some, n):
-    """The first n, and the rest."""
-    return some[:n], some[n:]
 
 
 def same(one, other, rtol):

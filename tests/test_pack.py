@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_engine import CHANGES, KINDS, Counting, adam, batches, interpreted, make, same, train
+from test_engine import CHANGES, KINDS, B, Counting, adam, batches, interpreted, joined, make, same, train
 
 from vae_lab import decoders, encoders, likelihoods, posteriors, schedules
 from vae_lab.engine import pack as packs
@@ -71,6 +71,17 @@ def test_runs_differ_in_s2_beta_and_learning_rate():
         for i in range(4)
     ]
     each(*runs, rtol=1e-9, clip=5.0, schedule=schedules.Cosine(0.2, 0.0))
+
+
+@pytest.mark.parametrize("room", [1, 2 * 3 * B * 64 * 8, 2**30], ids=["one", "two", "all"])
+@pytest.mark.parametrize("labels", [False, True])
+def test_runs_draw_from_the_same_data(room, labels, monkeypatch):
+    """Whose batches are gathered for all at once, one step's or several steps' at a time."""
+    monkeypatch.setattr("vae_lab.interfaces.CACHED", room)
+    data = joined(batches(7, labels=labels, dtype=torch.float64))
+    objective = Elbo(2)
+    runs = [{"vae": make(seed=i, dtype=torch.float64), "objective": objective, "seed": i} for i in range(3)]
+    each(*runs, rtol=1e-9, data=data, labels=labels)
 
 
 def test_a_run_that_is_done_leaves_the_others():

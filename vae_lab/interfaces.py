@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple, final
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
@@ -27,35 +27,74 @@ class Batch(NamedTuple):
 ROOM = 2**24
 """The most bytes that the data of a block take, and the noise that is drawn at once, if they are not of one batch."""
 
+CACHED = 2**18
+"""The most bytes of data that are gathered at once on a CPU, if they are not of one batch: so few are in its cache when
+they are used."""
+
 
 @final
 class Block:
-    """Consecutive batches of a pass over the data, one behind another in the same tensors. It is nothing that Lightning
-    would search for tensors, which takes longer than a step of a small model.
+    """Consecutive batches of a pass over the data, which are gathered when they are asked for. It is nothing that
+    Lightning would search for tensors, which takes longer than a step of a small model.
 
     Args:
-        rows: the data of all
+        rows: data
         size: of each batch but the last, which may have fewer
+        chosen: which of the rows are the batches', one batch behind another; None: all, as they lie
     """
 
-    __slots__ = ("rows", "size")
+    __slots__ = ("chosen", "rows", "size")
 
-    def __init__(self, rows: Batch, size: int) -> None:
-        self.rows, self.size = rows, size
+    def __init__(self, rows: Batch, size: int, chosen: Int[Tensor, " n"] | None = None) -> None:
+        self.rows, self.size, self.chosen = rows, size, chosen
+
+    @property
+    def n(self) -> int:
+        """Data in all batches."""
+        return len(self.rows.x if self.chosen is None else self.chosen)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.rows.x) / self.size)
+        return math.ceil(self.n / self.size)
+
+    def sizes(self) -> list[int]:
+        """Data in each batch."""
+        full, rest = divmod(self.n, self.size)
+        return [self.size] * full + [rest] * (rest > 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        if len(self):  # `split` makes one part of nothing
-            yield from map(Batch, *(v.split(self.size) for v in self.rows if v is not None))
+        for part in self.parts(at_once(self.rows.x, self.size)):
+            yield from map(Batch, *(v.split(self.size) for v in part.gathered() if v is not None))
+
+    def gathered(self) -> Batch:
+        """The data of all batches."""
+        if self.chosen is None:
+            return self.rows
+        x, index, label = (None if v is None else v.index_select(0, self.chosen) for v in self.rows)
+        assert x is not None and index is not None
+        return Batch(x, index, label)
+
+    def parts(self, k: int) -> Iterator["Block"]:
+        """The same, k batches at a time, and the rest at the end."""
+        for first in range(0, len(self), k):
+            yield self.between(first, first + k)
 
     def at(self, k: int) -> tuple["Block", "Block"]:
         """The first k batches, and the rest."""
-        n = k * self.size
+        return self.between(0, k), self.between(k, len(self))
+
+    def between(self, first: int, end: int) -> "Block":
+        """Its batches first .. end - 1."""
+        part = slice(first * self.size, end * self.size)
+        if self.chosen is not None:
+            return Block(self.rows, self.size, self.chosen[part])
         x, index, label = self.rows
-        first = Batch(x[:n], index[:n], None if label is None else label[:n])
-        return Block(first, self.size), Block(Batch(x[n:], index[n:], None if label is None else label[n:]), self.size)
+        return Block(Batch(x[part], index[part], None if label is None else label[part]), self.size)
+
+
+def at_once(x: Shaped[Tensor, "_ *shape"], size: int) -> int:
+    """How many batches of such data are gathered at once."""
+    room = CACHED if x.device.type == "cpu" else ROOM
+    return max(1, room // (size * x.element_size() * math.prod(x.shape[1:])))
 
 
 class Terms(NamedTuple):

@@ -212,12 +212,11 @@ class LitVAE(pl.LightningModule):
     def training_step(self, block: Block, block_idx: int) -> None:
         if 0 <= self.trainer.max_steps < self.global_step + len(block):
             block, _ = block.at(self.trainer.max_steps - self.global_step)
-        block = Block(self.precise(block.rows), block.size)
+        if not self.native:
+            block = Block(self.precise(block.gathered()), block.size)
         one = block.size * self.objective.samples * self.vae.d * block.rows.x.element_size()  # bytes of a batch's noise
-        while len(block) * one > max(one, ROOM):
-            some, block = block.at(max(1, ROOM // one))
-            self.train_on(some)
-        self.train_on(block)
+        for part in block.parts(max(1, ROOM // one)):
+            self.train_on(part)
 
     def train_on(self, block: Block) -> None:
         """Makes the optimiser steps of a block."""
@@ -237,12 +236,11 @@ class LitVAE(pl.LightningModule):
 
         logged = [k for k in range(len(block)) if (before + k + 1) % self.log_every == 0]
         made = self.make_steps(block, self.noises(block), advance, logged)
-        self.images += len(block.rows.x)
+        self.images, sizes = self.images + block.n, block.sizes()
         self.account(made, before)
         self.seconds = perf_counter() - self.started
         for k in logged:
-            B = min(block.size, len(block.rows.x) - k * block.size)
-            self.log_step(made.of(k), B, before + k + 1)
+            self.log_step(made.of(k), sizes[k], before + k + 1)
 
     def all_optimizers(self) -> list[LightningOptimizer]:
         """The optimisers. The steps of the first are counted: it has all parameters but those of single data (6)."""
@@ -338,7 +336,7 @@ class LitVAE(pl.LightningModule):
     def take(self, batch: Batch) -> None:
         """Takes a batch into the statistics of an evaluation."""
         vae, batch = fitted(self.vae, batch, self.eval_noise)
-        self.eval_terms.update(torch.stack(self.terms(vae, batch, self.draw(batch, self.eval_noise))))
+        self.eval_terms.update(torch.stack(self.terms(vae, batch, self.draw(len(batch.x), batch.x, self.eval_noise))))
         q, p = vae.encoder(self.share(batch)), vae.p_z()
         self.posterior_means.update(centre(q).T)
         if isinstance(q, DiagonalNormal) and isinstance(p, StandardNormal):
@@ -370,14 +368,13 @@ class LitVAE(pl.LightningModule):
         """The noise of each batch of a block in training, the same whatever the block's size."""
         x, V, d = block.rows.x, self.objective.samples, self.vae.d
         # torch fills by groups of 16 on a CPU: then all at once is the same as one after another
-        if x.device.type != "cpu" or V * block.size * d % 16 or len(x) % block.size:
-            return [self.draw(batch, self.noise) for batch in block]
+        if x.device.type != "cpu" or V * block.size * d % 16 or block.n % block.size:
+            return [self.draw(B, x, self.noise) for B in block.sizes()]
         return torch.randn((len(block), V, block.size, d), generator=self.noise, dtype=x.dtype)
 
-    def draw(self, batch: Batch, noise: torch.Generator) -> Float[Tensor, "V B d"]:
-        """The noise of a batch."""
-        x = batch.x
-        shape = self.objective.samples, len(x), self.vae.d
+    def draw(self, B: int, x: Tensor, noise: torch.Generator) -> Float[Tensor, "V B d"]:
+        """The noise of B data like x."""
+        shape = self.objective.samples, B, self.vae.d
         return torch.randn(shape, generator=noise, device=x.device, dtype=x.dtype)
 
     def terms(self, vae: VAE, batch: Batch, eps: Float[Tensor, "V B d"]) -> Terms:

@@ -119,7 +119,7 @@ def cost(cfg: DictConfig) -> Cost:
     seconds = (perf_counter() - start) / TRIED
     sizes = [p.numel() * p.element_size() for p in lit.vae.parameters()]
     # parameters, gradients and an optimiser's two moments
-    memory = 4 * sum(sizes) + kept + sum(x.nbytes for x in data.prepared.values())
+    memory = 4 * sum(sizes) + kept + sum(rows.x.nbytes for rows in data.prepared.values())
     limits = [cfg.trainer.max_steps] if (cfg.trainer.max_steps or -1) >= 0 else []
     limits += [cfg.trainer.max_epochs * data.steps_per_epoch] if (cfg.trainer.max_epochs or -1) >= 0 else []
     return Cost(sum(p.numel() for p in lit.vae.parameters()), memory, seconds, min(limits, default=0))

@@ -29,7 +29,7 @@ from vae_lab.evaluation.estimators import TRUSTED, Estimate
 from vae_lab.evaluation.images import images
 from vae_lab.evaluation.protocol import Protocol
 from vae_lab.evaluation.refinement import fitted, refine, with_encoder
-from vae_lab.interfaces import Batch
+from vae_lab.interfaces import Batch, Block
 from vae_lab.lit import LitVAE
 from vae_lab.objectives import Elbo
 from vae_lab.seeds import generator
@@ -149,9 +149,7 @@ def first(data: InMemory, cfg: DictConfig) -> Batch:
     feed = data.feed(cfg.split)
     if len(feed) == 0:
         raise ValueError(f"split {cfg.split!r} of this run holds no data")
-    x = feed.x[: cfg.evaluation.max_examples]
-    label = None if feed.label is None else feed.label[: len(x)]
-    return Batch(x, torch.arange(len(x)), label)
+    return Block(feed.rows, cfg.evaluation.max_examples or feed.sampler.n).between(0, 1).gathered()
 
 
 def protocol(name: str, task: Task, config: runs.Config) -> Protocol:
@@ -164,7 +162,7 @@ def protocol(name: str, task: Task, config: runs.Config) -> Protocol:
         data=config["data"]["_target_"].rpartition(".")[2] + ("" if root is None else f" {root}"),
         preprocessing=config["preprocessing"]["_target_"].rpartition(".")[2],
         split=cfg.split,
-        n=len(task.data.feed(cfg.split).x) if name == "elbo" else len(task.batch.x),
+        n=task.data.feed(cfg.split).sampler.n if name == "elbo" else len(task.batch.x),
         samples=" ".join(f"{key}={value}" for key, value in values.items()),
         checkpoint=cfg.checkpoint,
         seed=task.seed,

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> float | None:
             data.setup("fit")
         except ValueError as error:
             raise ValueError(blame(cfg, "data", str(error))) from error
-        train, test = (data.feed(split).x for split in ("train", "test"))
+        train, test = (data.feed(split).rows.x for split in ("train", "test"))
         ppca, x = PPCA.of(train), (test if len(test) else train)[:n].double()
         rows = [measure(ppca, x, d, m, generator("cpu", cfg.seed, "naive_mc", d)) for d in ds]
     except Exception:

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run)
     try:
         vae, data, s2 = assemble(cfg)
-        x, x_test = (data.feed(split).x for split in ("train", "test"))
+        x, x_test = (data.feed(split).rows.x for split in ("train", "test"))
         ppca = PPCA.of(x)
         s2 = ppca.best_s2(cfg.d) if s2 is None else s2
         vae = with_weights(vae, ppca, s2)

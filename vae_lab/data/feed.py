@@ -56,19 +56,12 @@ class Redraw:
 class Feed:
     """The batches of one epoch, in the order of `sampler`: the global batch, the same in every process.
 
-    `x`: what the model sees, or, given `redraw`, the pixels from which each batch is drawn afresh. A feed remembers
-    how far it got, so that a run which stopped in mid-epoch goes on with the very next batch.
+    `rows`: all data, as the model sees them, or, given `redraw`, with the pixels from which each batch is drawn afresh.
+    A feed remembers how far it got, so that a run which stopped in mid-epoch goes on with the very next batch.
     """
 
-    def __init__(
-        self,
-        x: Shaped[Tensor, "N *shape"],
-        label: Int[Tensor, " N"] | None,
-        sampler: Indices,
-        redraw: Redraw | None = None,
-    ) -> None:
-        self.x, self.label = x, label
-        self.sampler, self.redraw = sampler, redraw
+    def __init__(self, rows: Batch, sampler: Indices, redraw: Redraw | None = None) -> None:
+        self.rows, self.sampler, self.redraw = rows, sampler, redraw
         self.batch_sampler = None  # Lightning looks for one beside a sampler
         self.state = {"epoch": 0, "served": 0}
         self.resumed = False
@@ -97,22 +90,24 @@ class Feed:
         self.resumed = False
         order = self.sampler.order()
         for step in range(served, len(self), size):
-            rows = self._rows(order[step * B : (step + size) * B], epoch, step)
+            block = self._block(order[step * B : (step + size) * B], epoch, step)
             self.state = {"epoch": epoch, "served": min(step + size, len(self))}
-            yield Block(rows, B)
+            yield block
 
     def example(self) -> Batch:
         """A batch of the size of all but an epoch's last. It is taken from no pass, and is no part of one."""
         n, size = self.sampler.n, self.sampler.batch_size
-        return self._rows(torch.arange(min(n, size), device=self.sampler.device), 0, 0)
+        return self._block(torch.arange(min(n, size), device=self.sampler.device), 0, 0).gathered()
 
-    def _rows(self, index: Int[Tensor, " B"], epoch: int, step: int) -> Batch:
-        """Those of some batches, of which the first is number `step`."""
-        x = self.x.index_select(0, index)
-        if self.redraw is not None:
-            parts = enumerate(x.split(self.sampler.batch_size), step)
-            x = torch.cat([self.redraw(pixels, epoch, number) for number, pixels in parts])
-        return Batch(x, index, None if self.label is None else self.label.index_select(0, index))
+    def _block(self, index: Int[Tensor, " _"], epoch: int, step: int) -> Block:
+        """Some batches, of which the first is number `step`."""
+        block = Block(self.rows, self.sampler.batch_size, index)
+        if self.redraw is None:
+            return block
+        rows = block.gathered()
+        parts = enumerate(rows.x.split(block.size), step)
+        x = torch.cat([self.redraw(pixels, epoch, number) for number, pixels in parts])
+        return Block(rows._replace(x=x), block.size)
 
 
 @final

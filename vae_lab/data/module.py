@@ -5,14 +5,13 @@ from typing import final
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from vae_lab.checks import one_of, whole
 from vae_lab.data.feed import Blocks, Feed, Indices, Redraw
 from vae_lab.data.preprocessing import Preprocessing, prepared
 from vae_lab.data.sampling import Sampling
 from vae_lab.data.sources import Pixels, Source, Splits
+from vae_lab.interfaces import Batch
 
 
 @final
@@ -28,7 +27,7 @@ class InMemory(pl.LightningDataModule):
         self.source, self.preprocessing, self.sampling = source, preprocessing, sampling
         self.seed = whole("seed", seed, least=0)
         self.splits: Splits | None = None
-        self.prepared: dict[tuple[str, torch.device], Tensor] = {}
+        self.prepared: dict[tuple[str, bool, torch.device], Batch] = {}
 
     def share(self, other: "InMemory") -> None:
         """Has the same data as `other`, whose source and preprocessing are equal, in the same memory."""
@@ -56,13 +55,11 @@ class InMemory(pl.LightningDataModule):
 
     def train_feed(self) -> Feed:
         """Training data in the sampling's order; drawn afresh for each batch where the preprocessing says so."""
-        device, train = self._device(), self._split("train")
-        sampler = Indices(len(train.x), self.sampling.batch_size, device, self.sampling, self.seed)
-        label = None if train.label is None else train.label.to(device)
-        if self.preprocessing.resample:
-            redraw = Redraw(self.preprocessing, self.source.levels, self.seed)
-            return Feed(train.x.to(device), label, sampler, redraw)
-        return Feed(self._prepare("train"), label, sampler)
+        sampler = Indices(self.n, self.sampling.batch_size, self._device(), self.sampling, self.seed)
+        if not self.preprocessing.resample:
+            return Feed(self._rows("train"), sampler)
+        redraw = Redraw(self.preprocessing, self.source.levels, self.seed)
+        return Feed(self._rows("train", raw=True), sampler, redraw)
 
     def val_dataloader(self) -> Feed | list[Feed]:
         """Validation data in order; nothing where there are none."""
@@ -74,9 +71,8 @@ class InMemory(pl.LightningDataModule):
 
     def feed(self, split: str) -> Feed:
         """All data of "train", "val" or "test", in order and drawn once; ValueError for another name."""
-        device, pixels = self._device(), self._split(split)
-        label = None if pixels.label is None else pixels.label.to(device)
-        return Feed(self._prepare(split), label, Indices(len(pixels.x), self.sampling.eval_batch_size, device))
+        rows = self._rows(split)
+        return Feed(rows, Indices(len(rows.x), self.sampling.eval_batch_size, self._device()))
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -87,10 +83,13 @@ class InMemory(pl.LightningDataModule):
         assert self.splits is not None
         return getattr(self.splits, split)
 
-    def _prepare(self, split: str) -> Float[Tensor, "N *shape"]:
-        """x of a split, made once."""
-        key = split, self._device()
+    def _rows(self, split: str, raw: bool = False) -> Batch:
+        """All data of a split, made once; `raw`: x are their pixels."""
+        key = split, raw, self._device()
         if key not in self.prepared:
-            x = prepared(self._split(split).x, self.source.levels, self.preprocessing, split)
-            self.prepared[key] = x.to(key[1])
+            device = key[-1]
+            pixels, label = self._split(split)
+            x = pixels if raw else prepared(pixels, self.source.levels, self.preprocessing, split)
+            label = None if label is None else label.to(device)
+            self.prepared[key] = Batch(x.to(device), torch.arange(len(x), device=device), label)
         return self.prepared[key]

@@ -147,7 +147,7 @@ class CompiledSteps:
         work.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn of steps that they do not see
 
     def __call__(self, block: Block, eps: Noises, advance: Advance, norms: Collection[int]) -> Made:
-        figures, why = self.step.ahead(self.t, 0 if self.left else len(block.rows.x) // self.B, advance)
+        figures, why = self.step.ahead(self.t, 0 if self.left else block.n // self.B, advance)
         self.t, full = self.t + len(figures), len(figures)
         if why is not None and not self.left:
             self.left = True

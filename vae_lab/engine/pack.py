@@ -162,7 +162,7 @@ class Pack:
             terms = torch.stack([found for found, _ in made], dim=2).flatten(2)  # [N, k, K B]
             norms = torch.stack([norm for _, norm in made], dim=1)  # [N, K]
         for i, (asked, found) in dues.items():
-            found.append(Made(terms[i, :, : len(asked.block.rows.x)], len(stack.batch.x), norms[i]))
+            found.append(Made(terms[i, :, : asked.block.n], len(stack.batch.x), norms[i]))
 
 
 @final

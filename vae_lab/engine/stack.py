@@ -3,16 +3,17 @@
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx import GraphModule
 
 from vae_lab.engine.step import Figures, Noises, Step, Work, plain, traced
-from vae_lab.interfaces import Batch, Block
+from vae_lab.interfaces import Batch, Block, at_once
 
 ROOM = 2**28
 """The most bytes that is given to the steps that are made at once, if it is not one."""
@@ -67,67 +68,67 @@ class Stack:
         self.held = {name: like.new_zeros((len(works), *v.shape), dtype=v.dtype) for name, v in first.held.items()}
         # where the models' own tensors lie in the stack: parameters and buffers, and what their optimisers have
         parted = list(self.tensors), [name for name in self.held if name not in self.tensors]
-        self.windows, self.moments = ([self.pairs(i, names) for i in range(len(works))] for names in parted)
+        self.windows, self.moments = ([self.sides(i, names) for i in range(len(works))] for names in parted)
         self.versions: list[list[int]] = [[] for _ in works]  # of the moments, when both were the same
         self.push(range(len(works)))
         self.blank(1)
-        self.most = max(1, ROOM // sum(v.nbytes for v in self.room.values()))  # steps at once
+        self.most = max(1, ROOM // sum(v.nbytes for name, v in self.room.items() if name not in self.data))  # at once
         self.check(works)
 
     # --- between the models' own tensors and the stack
 
-    def pairs(self, model: int, names: Collection[str]) -> list[tuple[Tensor, Tensor]]:
-        """A model's own tensors of these names, each with its part of the stack."""
+    def sides(self, model: int, names: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
+        """A model's own tensors of these names, and their parts of the stack."""
         held, d = self.steps[model].held, self.ds[model]
-        return [pair for n in names for pair in windows(held[n], self.held[n][model], d, max(self.ds), n)]
+        pairs = [pair for n in names for pair in windows(held[n].detach(), self.held[n][model], d, max(self.ds), n)]
+        return [own for own, _ in pairs], [stacked for _, stacked in pairs]
 
     def push(self, models: Sequence[int]) -> None:
         """Takes the own tensors of the models that are numbered into the stack: a callback may have written into them,
         into parameters and buffers also by ways that leave no trace (`.data`)."""
         written = [i for i in models if self.marks(i) != self.versions[i]]
-        pairs = [pair for i in models for pair in self.windows[i]] + [pair for i in written for pair in self.moments[i]]
-        own, stacked = zip(*pairs, strict=True)
-        with torch.no_grad():
-            torch._foreach_copy_(stacked, [v.detach() for v in own])
+        own, stacked = joined([*(self.windows[i] for i in models), *(self.moments[i] for i in written)])
+        torch._foreach_copy_(stacked, own)
         for i in written:
             self.versions[i] = self.marks(i)
 
     def pull(self, models: Sequence[int]) -> None:
         """Gives the models that are numbered their tensors from the stack."""
-        own, stacked = zip(*(pair for i in models for pair in (*self.windows[i], *self.moments[i])), strict=True)
-        with torch.no_grad():
-            torch._foreach_copy_([v.detach() for v in own], stacked)
+        own, stacked = joined([side for i in models for side in (self.windows[i], self.moments[i])])
+        torch._foreach_copy_(own, stacked)
         for i in models:
             self.versions[i] = self.marks(i)
 
     def marks(self, model: int) -> list[int]:
         """Those of a model's moments that tell whether somebody has written into one."""
-        return [v._version for v, _ in self.moments[model]]
+        own, _ = self.moments[model]
+        return [v._version for v in own]
 
     # --- what steps are given
 
     def blank(self, K: int) -> None:
         """Makes room for what K steps are given besides `held`: in `room`, for all of them in turn, and in `given`, the
-        first one's; `turns` has the views of each."""
+        first one's; `turns` has the views of each. Of data there is room for as many steps as are gathered at once."""
         N, (x, index, label), B = len(self.steps), self.batch, len(self.batch.x)
-        numbers = self.steps[0].numbers([self.steps[0].figures(1)])
+        C, numbers = min(K, at_once(x, N * B)), self.steps[0].numbers([self.steps[0].figures(1)])
         room = {
             "numbers": numbers.new_zeros(K, N, *numbers.shape[1:]),
-            "x": x.new_zeros(K, N, *x.shape),
-            "index": index.new_zeros(K, N, B),
-            "label": None if label is None else label.new_zeros(K, N, B),
+            "x": x.new_zeros(C, N, *x.shape),
+            "index": index.new_zeros(C, N, B),
+            "label": None if label is None else label.new_zeros(C, N, B),
             "eps": x.new_zeros(K, N, self.samples, B, max(self.ds)),
             "share": x.new_zeros(K, N, B),
         }
         self.room = {name: v for name, v in room.items() if v is not None}
+        self.data = {name: self.room[name] for name in Batch._fields if name in self.room}
+        self.chosen = index.new_zeros(K, N, B)
         constant = {f"varied{j}": x.new_tensor(values) for j, values in enumerate(self.varied.values())}
-        turns = zip(*(v.unbind() for v in self.room.values()), strict=True)
-        self.turns = [[*views, *constant.values()] for views in turns]
+        self.turns = [[*(v[k % len(v)] for v in self.room.values()), *constant.values()] for k in range(K)]
         self.given = dict(zip([*self.room, *constant], self.turns[0], strict=True))
 
-    def fill(self, asked: Mapping[int, Asked]) -> list[list[Tensor]]:
+    def fill(self, asked: Mapping[int, Asked]) -> Iterator[list[Tensor]]:
         """Takes in what the models ask for, by their numbers, each for as many steps; what each step is given, in the
-        order of `given`. A model that does not ask is given anything."""
+        order of `given`, until the next is asked for. A model that does not ask is given anything."""
         K = len(next(iter(asked.values())).eps)
         if len(self.turns) < K:
             self.blank(K)
@@ -136,24 +137,36 @@ class Stack:
         rows = [asked[i].figures if i in asked else figures for i in range(len(self.steps))]
         room["numbers"][:K].copy_(torch.tensor(rows, dtype=torch.float64).transpose(0, 1))
         for i, (block, eps, _) in asked.items():
-            full, d = len(block.rows.x) // B, self.ds[i]
-            own = dict(zip(Batch._fields, block.rows, strict=True))
-            some = {name: v for name, v in own.items() if v is not None}
-            for name, v in some.items():
-                room[name][:full, i] = v[: full * B].unflatten(0, (full, B))
+            full, b = divmod(block.n, B)
+            share, noise = room["share"][:, i], room["eps"][:, i, ..., : self.ds[i]]
             # the loss is a mean over the batch; a datum that only fills it up has no share in that
-            room["share"][:full, i] = 1 / B
+            share[:full] = 1 / B
             if full:
-                noise = eps[:full]
-                room["eps"][:full, i, ..., :d] = noise if isinstance(noise, Tensor) else torch.stack(list(noise))
-            if full < K:
-                b = len(block.rows.x) - full * B
-                for name, v in some.items():
-                    room[name][full, i, :b] = v[full * B :]
-                room["share"][full, i] = 0
-                room["share"][full, i, :b] = 1 / b
-                room["eps"][full, i, :, :b, :d] = eps[full]
-        return self.turns[:K]
+                noise[:full] = eps[:full] if isinstance(eps, Tensor) else torch.stack(list(eps[:full]))
+            if b:
+                share[full] = 0
+                share[full, :b] = 1 / b
+                noise[full, :, :b] = eps[full]
+        yield from self.serve({i: block for i, (block, _, _) in asked.items()}, K)
+
+    def serve(self, blocks: Mapping[int, Block], K: int) -> Iterator[list[Tensor]]:
+        """The same, once all but the data are there: these are gathered on the way."""
+        C, rows = len(self.data["x"]), common(list(blocks.values()))
+        for i, block in blocks.items() if rows else ():
+            assert block.chosen is not None
+            put(block.chosen, self.chosen[:, i])
+        for k in range(0, K, C):
+            end = min(k + C, K)
+            if rows:
+                chosen = self.chosen[k:end].flatten()
+                for name, to in self.data.items():
+                    torch.index_select(getattr(rows, name), 0, chosen, out=to[: end - k].flatten(0, 2))
+            else:
+                for i, block in blocks.items():
+                    own = block.between(k, end).gathered()
+                    for name, to in self.data.items():
+                        put(getattr(own, name), to[:, i])
+            yield from self.turns[k:end]
 
     # --- the step
 
@@ -229,7 +242,7 @@ class Stack:
                     raise NotImplementedError("they have different parameters")
                 self.reached = reached
                 wanted.append((torch.stack([term.detach() for term in found]), dict(alone.named_buffers())))
-            self.fill(asked)
+            next(self.fill(asked))
             try:
                 exact = {k: v.double() if v.is_floating_point() else v for k, v in (self.held | self.given).items()}
                 gradients, terms, buffers = self.gradients(exact)
@@ -252,6 +265,20 @@ class Stack:
         finally:
             self.model = kept
             self.blank(1)
+
+
+def common(blocks: Sequence[Block]) -> Batch | None:
+    """The data that all blocks are yet to be gathered from, if these are the same."""
+    rows = blocks[0].rows
+    return rows if all(block.chosen is not None and block.rows is rows for block in blocks) else None
+
+
+def put(v: Shaped[Tensor, "n *shape"], to: Shaped[Tensor, "K B *shape"]) -> None:
+    """Writes what batches have, one behind another, into these; the last may have less than its size."""
+    full, rest = divmod(len(v), to.shape[1])
+    to[:full] = v[: len(v) - rest].unflatten(0, (full, to.shape[1]))
+    if rest:
+        to[full, :rest] = v[len(v) - rest :]
 
 
 def varied(models: Sequence[nn.Module], ds: Sequence[int]) -> dict[tuple[str, str], list[float]]:
@@ -313,6 +340,12 @@ def windows(own: Tensor, stacked: Tensor, d: int, D: int, name: str) -> list[tup
         ]
         pairs = blocks + [(u.narrow(dim, a * d, b), v.narrow(dim, a * D, b)) for u, v in pairs if b]
     return pairs
+
+
+def joined(sides: Sequence[tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:
+    """All that are on either side."""
+    own, stacked = zip(*sides, strict=True)
+    return [*chain.from_iterable(own)], [*chain.from_iterable(stacked)]
 
 
 @contextmanager

@@ -55,9 +55,8 @@ class Stacked(Contender):
         found = Stack(works)
         eps = torch.zeros(works[0].objective.samples, size, works[0].vae.d, device=self.x.device)
         # what no step changes: which data are there
-        found.fill(
-            {i: Asked(Block(work.batch, size), [eps], [found.steps[i].figures(1)]) for i, work in enumerate(works)}
-        )
+        block, figures = Block(works[0].batch, size), [found.steps[0].figures(1)]
+        next(found.fill(dict.fromkeys(range(len(works)), Asked(block, [eps], figures))))
         return found
 
     def train(self) -> tuple[float, Weights]:
