@@ -212,8 +212,10 @@ def test_data_and_noise_take_memory_up_to_their_room():
 
     noise = 100 * 100 * 2 * 4  # bytes, of a sample of a block's data, for d = 2
     assert memory("objective.V=3", "d=2") - memory("objective.V=2", "d=2") > noise
-    room = 2 * 2**24  # of two blocks of data, or twice one's noise
+    room = 2 * 2**24  # of a block's noise, which is kept twice
     assert memory("objective.V=200", "d=2", "sampling.block=1000") < memory("objective.V=200", "d=2") + room
+    static, dynamic = (memory(f"preprocessing=binarised_{kind}") for kind in ("static", "dynamic"))
+    assert dynamic - static == 2 * 100 * 100 * 64 * 4  # two blocks, which lie nowhere else
 
 
 def test_a_step_that_cannot_be_made_is_packed_with_none():

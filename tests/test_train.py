@@ -184,8 +184,10 @@ def test_the_test_split_is_only_touched_by_test(monkeypatch):
     from vae_lab.data.module import InMemory
     from vae_lab.lit import LitVAE
 
-    asked, prepare = [], InMemory._prepare
-    monkeypatch.setattr(InMemory, "_prepare", lambda self, split: (asked.append(split), prepare(self, split))[1])
+    asked, rows = [], InMemory._rows
+    monkeypatch.setattr(
+        InMemory, "_rows", lambda self, split, **how: (asked.append(split), rows(self, split, **how))[1]
+    )
     monkeypatch.setattr(LitVAE, "on_test_epoch_start", lambda self: asked.append("testing") or setattr(
         self, "eval_noise", torch.Generator()))  # fmt: skip
     train("trainer.max_epochs=1", "logger=none")

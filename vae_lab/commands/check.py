@@ -94,9 +94,10 @@ def need(cfg: DictConfig) -> tuple[int, int]:
     with FlopCounterMode(display=False) as counter:
         kept = _measure(lambda: objective(vae, batch, eps).loss.mean().backward(), eps.device)
     rows, noise = (v.nbytes * max(1, min(cfg.sampling.block, ROOM // max(1, v.nbytes))) for v in (batch.x, eps))
+    blocks = 2 if build(cfg, "preprocessing").resample else 0  # that is in work, and the next: these lie nowhere else
     # values, gradients and two moments, in the stack; all but gradients once more as the run's own, and as what it is
-    # about to save. What a step keeps, and its gradients. A block of data that is in work, and the next one
-    memory = 10 * sum(p.nbytes for p in vae.parameters()) + 2 * kept + 2 * rows + noise
+    # about to save. What a step keeps, and its gradients. A block's noise, and where it is in the stack
+    memory = 10 * sum(p.nbytes for p in vae.parameters()) + 2 * kept + blocks * rows + 2 * noise
     return counter.get_total_flops(), memory
 
 
