@@ -77,11 +77,24 @@ def test_runs_differ_in_s2_beta_and_learning_rate():
 @pytest.mark.parametrize("labels", [False, True])
 def test_runs_draw_from_the_same_data(room, labels, monkeypatch):
     """Whose batches are gathered for all at once, one step's or several steps' at a time."""
-    monkeypatch.setattr("vae_lab.interfaces.CACHED", room)
+    monkeypatch.setattr("vae_lab.engine.stack.CACHED", room)
+    gathered, gather = [], Stack.gathered
+    monkeypatch.setattr(Stack, "gathered", lambda *given: gathered.append(given) or gather(*given))
     data = joined(batches(7, labels=labels, dtype=torch.float64))
-    objective = Elbo(2)
-    runs = [{"vae": make(seed=i, dtype=torch.float64), "objective": objective, "seed": i} for i in range(3)]
-    each(*runs, rtol=1e-9, data=data, labels=labels)
+    runs = [{"vae": make(seed=i, dtype=torch.float64), "objective": Elbo(2), "seed": i, "data": data} for i in range(3)]
+    each(*runs, rtol=1e-9, labels=labels)
+    assert gathered
+
+
+def test_runs_draw_from_data_of_their_own(monkeypatch):
+    gathered = []
+    monkeypatch.setattr(Stack, "gathered", lambda *given: gathered.append(given))
+    some = [joined(batches(7 + i, dtype=torch.float64)) for i in range(2)]
+    runs = [
+        {"vae": make(seed=i, dtype=torch.float64), "objective": Elbo(2), "data": data} for i, data in enumerate(some)
+    ]
+    each(*runs, rtol=1e-9)
+    assert not gathered
 
 
 def test_a_run_that_is_done_leaves_the_others():

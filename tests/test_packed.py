@@ -214,8 +214,12 @@ def test_data_and_noise_take_memory_up_to_their_room():
     assert memory("objective.V=3", "d=2") - memory("objective.V=2", "d=2") > noise
     room = 2 * 2**24  # of a block's noise, which is kept twice
     assert memory("objective.V=200", "d=2", "sampling.block=1000") < memory("objective.V=200", "d=2") + room
-    static, dynamic = (memory(f"preprocessing=binarised_{kind}") for kind in ("static", "dynamic"))
+    static, dynamic, more = (
+        memory(f"preprocessing=binarised_{kind}", *words)
+        for kind, *words in (("static",), ("dynamic",), ("dynamic", "sampling.block=1000"))
+    )
     assert dynamic - static == 2 * 100 * 100 * 64 * 4  # two blocks, which lie nowhere else
+    assert more < static + 2 * 2**24 + 2 * 2**24  # neither data nor noise take more than their room
 
 
 def test_a_step_that_cannot_be_made_is_packed_with_none():

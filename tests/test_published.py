@@ -39,7 +39,7 @@ def weights(folder):
 
 
 def training_data(folder):
-    return InMemory(*runs.load_data(folder)).feed("train").x
+    return InMemory(*runs.load_data(folder)).feed("train").rows.x
 
 
 LAST = ["split=train", "checkpoint=last"]

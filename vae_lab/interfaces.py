@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple, final
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
@@ -27,10 +27,6 @@ class Batch(NamedTuple):
 ROOM = 2**24
 """The most bytes that the data of a block take, and the noise that is drawn at once, if they are not of one batch."""
 
-CACHED = 2**18
-"""The most bytes of data that are gathered at once on a CPU, if they are not of one batch: so few are in its cache when
-they are used."""
-
 
 @final
 class Block:
@@ -38,7 +34,7 @@ class Block:
     Lightning would search for tensors, which takes longer than a step of a small model.
 
     Args:
-        rows: data
+        rows: the data that the batches are chosen from. They may be all there are, and every run's: nobody writes there
         size: of each batch but the last, which may have fewer
         chosen: which of the rows are the batches', one batch behind another; None: all, as they lie
     """
@@ -62,8 +58,8 @@ class Block:
         return [self.size] * full + [rest] * (rest > 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        for part in self.parts(at_once(self.rows.x, self.size)):
-            yield from map(Batch, *(v.split(self.size) for v in part.gathered() if v is not None))
+        if len(self):  # `split` makes one part of nothing
+            yield from map(Batch, *(v.split(self.size) for v in self.gathered() if v is not None))
 
     def gathered(self) -> Batch:
         """The data of all batches."""
@@ -89,12 +85,6 @@ class Block:
             return Block(self.rows, self.size, self.chosen[part])
         x, index, label = self.rows
         return Block(Batch(x[part], index[part], None if label is None else label[part]), self.size)
-
-
-def at_once(x: Shaped[Tensor, "_ *shape"], size: int) -> int:
-    """How many batches of such data are gathered at once."""
-    room = CACHED if x.device.type == "cpu" else ROOM
-    return max(1, room // (size * x.element_size() * math.prod(x.shape[1:])))
 
 
 class Terms(NamedTuple):

@@ -236,11 +236,11 @@ class LitVAE(pl.LightningModule):
 
         logged = [k for k in range(len(block)) if (before + k + 1) % self.log_every == 0]
         made = self.make_steps(block, self.noises(block), advance, logged)
-        self.images, sizes = self.images + block.n, block.sizes()
+        self.images += block.n
         self.account(made, before)
         self.seconds = perf_counter() - self.started
         for k in logged:
-            self.log_step(made.of(k), sizes[k], before + k + 1)
+            self.log_step(made.of(k), block.sizes()[k], before + k + 1)
 
     def all_optimizers(self) -> list[LightningOptimizer]:
         """The optimisers. The steps of the first are counted: it has all parameters but those of single data (6)."""

@@ -79,8 +79,8 @@ def trained(work: Workload, words: Sequence[str], outputs: Path, cores: int | No
     own, seen = 0.0, made / max(between, TICK)
     for path in arrived:
         # the first epoch warms up; in the last, runs of a pack wait for those before them, which are being tested
-        _, *between_both, _ = [rate for _, rate in epochs(path)]
-        own += statistics.harmonic_mean(between_both) / work.batch
+        _, *middle, _ = [rate for _, rate in epochs(path)]
+        own += statistics.harmonic_mean(middle) / work.batch
     together = max(rows[0][0] for rows in arrived.values()) < min(rows[-1][0] for rows in arrived.values())
     return taken, Rates(own if together else None, seen)
 

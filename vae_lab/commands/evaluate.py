@@ -29,7 +29,7 @@ from vae_lab.evaluation.estimators import TRUSTED, Estimate
 from vae_lab.evaluation.images import images
 from vae_lab.evaluation.protocol import Protocol
 from vae_lab.evaluation.refinement import fitted, refine, with_encoder
-from vae_lab.interfaces import Batch, Block
+from vae_lab.interfaces import Batch
 from vae_lab.lit import LitVAE
 from vae_lab.objectives import Elbo
 from vae_lab.seeds import generator
@@ -149,7 +149,9 @@ def first(data: InMemory, cfg: DictConfig) -> Batch:
     feed = data.feed(cfg.split)
     if len(feed) == 0:
         raise ValueError(f"split {cfg.split!r} of this run holds no data")
-    return Block(feed.rows, cfg.evaluation.max_examples or feed.sampler.n).between(0, 1).gathered()
+    x, index, label = feed.rows
+    n = cfg.evaluation.max_examples
+    return Batch(x[:n], index[:n], None if label is None else label[:n])
 
 
 def protocol(name: str, task: Task, config: runs.Config) -> Protocol:
@@ -162,7 +164,7 @@ def protocol(name: str, task: Task, config: runs.Config) -> Protocol:
         data=config["data"]["_target_"].rpartition(".")[2] + ("" if root is None else f" {root}"),
         preprocessing=config["preprocessing"]["_target_"].rpartition(".")[2],
         split=cfg.split,
-        n=task.data.feed(cfg.split).sampler.n if name == "elbo" else len(task.batch.x),
+        n=len(task.data.feed(cfg.split).rows.x) if name == "elbo" else len(task.batch.x),
         samples=" ".join(f"{key}={value}" for key, value in values.items()),
         checkpoint=cfg.checkpoint,
         seed=task.seed,

@@ -13,10 +13,13 @@ from torch.func import functional_call, grad, vmap
 from torch.fx import GraphModule
 
 from vae_lab.engine.step import Figures, Noises, Step, Work, plain, traced
-from vae_lab.interfaces import Batch, Block, at_once
+from vae_lab.interfaces import Batch, Block
 
 ROOM = 2**28
 """The most bytes that is given to the steps that are made at once, if it is not one."""
+
+CACHED = 2**18
+"""The most bytes of data that are gathered at once on a CPU, if they are not one step's."""
 
 SAME = 1e-9
 """How far, relative to its size, a term that is computed in the stack may be from the model's own, both in float64:
@@ -71,8 +74,9 @@ class Stack:
         self.windows, self.moments = ([self.sides(i, names) for i in range(len(works))] for names in parted)
         self.versions: list[list[int]] = [[] for _ in works]  # of the moments, when both were the same
         self.push(range(len(works)))
-        self.blank(1)
-        self.most = max(1, ROOM // sum(v.nbytes for name, v in self.room.items() if name not in self.data))  # at once
+        self.blank(1, 1)
+        self.most = max(1, ROOM // sum(v.nbytes for v in self.room.values()))  # steps at once
+        self.at_once = max(1, CACHED // self.room["x"].nbytes) if like.device.type == "cpu" else self.most
         self.check(works)
 
     # --- between the models' own tensors and the stack
@@ -87,14 +91,14 @@ class Stack:
         """Takes the own tensors of the models that are numbered into the stack: a callback may have written into them,
         into parameters and buffers also by ways that leave no trace (`.data`)."""
         written = [i for i in models if self.marks(i) != self.versions[i]]
-        own, stacked = joined([*(self.windows[i] for i in models), *(self.moments[i] for i in written)])
+        own, stacked = both([*(self.windows[i] for i in models), *(self.moments[i] for i in written)])
         torch._foreach_copy_(stacked, own)
         for i in written:
             self.versions[i] = self.marks(i)
 
     def pull(self, models: Sequence[int]) -> None:
         """Gives the models that are numbered their tensors from the stack."""
-        own, stacked = joined([side for i in models for side in (self.windows[i], self.moments[i])])
+        own, stacked = both([side for i in models for side in (self.windows[i], self.moments[i])])
         torch._foreach_copy_(own, stacked)
         for i in models:
             self.versions[i] = self.marks(i)
@@ -106,11 +110,11 @@ class Stack:
 
     # --- what steps are given
 
-    def blank(self, K: int) -> None:
-        """Makes room for what K steps are given besides `held`: in `room`, for all of them in turn, and in `given`, the
-        first one's; `turns` has the views of each. Of data there is room for as many steps as are gathered at once."""
+    def blank(self, K: int, C: int) -> None:
+        """Makes room for what K steps are given besides `held`, and for the data of C at a time: in `room`, for all of
+        them in turn, and in `given`, the first one's; `turns` has the views of each."""
         N, (x, index, label), B = len(self.steps), self.batch, len(self.batch.x)
-        C, numbers = min(K, at_once(x, N * B)), self.steps[0].numbers([self.steps[0].figures(1)])
+        numbers = self.steps[0].numbers([self.steps[0].figures(1)])
         room = {
             "numbers": numbers.new_zeros(K, N, *numbers.shape[1:]),
             "x": x.new_zeros(C, N, *x.shape),
@@ -129,13 +133,15 @@ class Stack:
     def fill(self, asked: Mapping[int, Asked]) -> Iterator[list[Tensor]]:
         """Takes in what the models ask for, by their numbers, each for as many steps; what each step is given, in the
         order of `given`, until the next is asked for. A model that does not ask is given anything."""
-        K = len(next(iter(asked.values())).eps)
-        if len(self.turns) < K:
-            self.blank(K)
-        room, B = self.room, len(self.batch.x)
+        K, B = len(next(iter(asked.values())).eps), len(self.batch.x)
+        rows = common([block for block, _, _ in asked.values()])
+        C = K if rows is None else min(K, self.at_once)
+        if len(self.turns) < K or len(self.data["x"]) < C:
+            self.blank(K, C)
+        room = self.room
         figures = next(iter(asked.values())).figures
-        rows = [asked[i].figures if i in asked else figures for i in range(len(self.steps))]
-        room["numbers"][:K].copy_(torch.tensor(rows, dtype=torch.float64).transpose(0, 1))
+        numbers = [asked[i].figures if i in asked else figures for i in range(len(self.steps))]
+        room["numbers"][:K].copy_(torch.tensor(numbers, dtype=torch.float64).transpose(0, 1))
         for i, (block, eps, _) in asked.items():
             full, b = divmod(block.n, B)
             share, noise = room["share"][:, i], room["eps"][:, i, ..., : self.ds[i]]
@@ -147,26 +153,24 @@ class Stack:
                 share[full] = 0
                 share[full, :b] = 1 / b
                 noise[full, :, :b] = eps[full]
-        yield from self.serve({i: block for i, (block, _, _) in asked.items()}, K)
-
-    def serve(self, blocks: Mapping[int, Block], K: int) -> Iterator[list[Tensor]]:
-        """The same, once all but the data are there: these are gathered on the way."""
-        C, rows = len(self.data["x"]), common(list(blocks.values()))
-        for i, block in blocks.items() if rows else ():
-            assert block.chosen is not None
-            put(block.chosen, self.chosen[:, i])
-        for k in range(0, K, C):
-            end = min(k + C, K)
-            if rows:
-                chosen = self.chosen[k:end].flatten()
+            if rows is None:
+                own = block.gathered()
                 for name, to in self.data.items():
-                    torch.index_select(getattr(rows, name), 0, chosen, out=to[: end - k].flatten(0, 2))
+                    put(getattr(own, name), to[:, i])
             else:
-                for i, block in blocks.items():
-                    own = block.between(k, end).gathered()
-                    for name, to in self.data.items():
-                        put(getattr(own, name), to[:, i])
-            yield from self.turns[k:end]
+                assert block.chosen is not None
+                put(block.chosen, self.chosen[:, i])
+        yield from self.turns[:K] if rows is None else self.gathered(rows, K)
+
+    def gathered(self, rows: Batch, K: int) -> Iterator[list[Tensor]]:
+        """What each step is given, whose data are gathered on the way from rows that are all models': so few at once
+        that they are still in the cache when they are used."""
+        C = len(self.data["x"])
+        for k in range(0, K, C):
+            chosen = self.chosen[k : min(k + C, K)]
+            for name, to in self.data.items():
+                torch.index_select(getattr(rows, name), 0, chosen.flatten(), out=to[: len(chosen)].flatten(0, 2))
+            yield from self.turns[k : k + len(chosen)]
 
     # --- the step
 
@@ -264,7 +268,7 @@ class Stack:
                     raise NotImplementedError("a latent dimension more would not be without effect")
         finally:
             self.model = kept
-            self.blank(1)
+            self.blank(1, 1)
 
 
 def common(blocks: Sequence[Block]) -> Batch | None:
@@ -274,7 +278,7 @@ def common(blocks: Sequence[Block]) -> Batch | None:
 
 
 def put(v: Shaped[Tensor, "n *shape"], to: Shaped[Tensor, "K B *shape"]) -> None:
-    """Writes what batches have, one behind another, into these; the last may have less than its size."""
+    """Writes what batches have, one behind another, into them; the last may have less than its size."""
     full, rest = divmod(len(v), to.shape[1])
     to[:full] = v[: len(v) - rest].unflatten(0, (full, to.shape[1]))
     if rest:
@@ -342,8 +346,8 @@ def windows(own: Tensor, stacked: Tensor, d: int, D: int, name: str) -> list[tup
     return pairs
 
 
-def joined(sides: Sequence[tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:
-    """All that are on either side."""
+def both(sides: Sequence[tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:
+    """All sides as one."""
     own, stacked = zip(*sides, strict=True)
     return [*chain.from_iterable(own)], [*chain.from_iterable(stacked)]
 
