@@ -85,9 +85,9 @@ class InMemory(pl.LightningDataModule):
 
     def _rows(self, split: str, raw: bool = False) -> Batch:
         """All data of a split, made once; `raw`: x are their pixels."""
-        key = split, raw, self._device()
+        device = self._device()
+        key = split, raw, device
         if key not in self.prepared:
-            device = key[-1]
             pixels, label = self._split(split)
             x = pixels if raw else prepared(pixels, self.source.levels, self.preprocessing, split)
             label = None if label is None else label.to(device)
