@@ -1,6 +1,7 @@
 """Under test, every call into vae_lab is checked against its annotations, the shapes of tensors included."""
 
 import os
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,10 @@ install_import_hook("vae_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_
 # the tests' tensors are small: more threads only wait for each other, also in the processes that tests start
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell ignores Ctrl-C in what it starts in the background, and what is ignored is so in the processes of tests too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # what was composed for a test is no user's affair; what is compiled is kept from one run of the tests to the next
 users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from vae_lab import decoders, encoders, likelihoods, posteriors, priors, schedules
 from vae_lab.engine import engines
 from vae_lab.engine.elementary import QUICK, cross_entropy, quickened, sigmoid, tanh
-from vae_lab.engine.engines import Auto, Compiled, Eager, bare
+from vae_lab.engine.engines import Auto, Compiled, Eager, Replay, bare
 from vae_lab.engine.step import Scored, Step, Stepped, Work
 from vae_lab.interfaces import Batch, Block
 from vae_lab.objectives import Elbo, Iwae, NoteEq20
@@ -729,6 +730,48 @@ def test_what_is_compiled_is_kept_and_a_run_goes_on_to_the_same_bits(tmp_path, c
     assert counters["inductor"]["fxgraph_cache_hit"] == 2 and not counters["inductor"]["fxgraph_cache_miss"]
     assert test_resume.same(contents(tmp_path / "stopped"), contents(tmp_path / "whole"))
     assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
+
+
+class Recorder:
+    """Stands for a CUDA graph: what is recorded is not computed, but whenever it is replayed, in the same memory."""
+
+    recording = None
+
+    def replay(self):
+        self.work()
+
+    @classmethod
+    @contextmanager
+    def graph(cls, one):
+        cls.recording = one
+        yield
+        cls.recording = None
+
+    @classmethod
+    def add(cls, total, x):
+        """Moves `total` by x; what it is then, as a new tensor."""
+        found = torch.zeros_like(total)
+
+        def work():
+            total.add_(x)
+            found.copy_(total)
+
+        if cls.recording is None:
+            work()
+        else:
+            cls.recording.work = work
+        return [found]
+
+
+def test_what_is_replayed_reads_what_each_step_is_given_and_keeps_what_it_found(monkeypatch):
+    """Also where all steps' data lie in the same memory, as those of packed runs do."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "graph", Recorder.graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    total, x = torch.zeros(2), torch.zeros(2)
+    call = Replay(Recorder.add, [total])
+    found = [call(total, x.fill_(k)) for k in range(1, 5)]
+    assert [v.tolist() for [v] in found] == [[1, 1], [3, 3], [6, 6], [10, 10]] and total.tolist() == [10, 10]
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ import vae_lab
 from vae_lab.commands.training import assemble
 from vae_lab.hints import CONF
 from vae_lab.interfaces import Batch
+from vae_lab.runs import record
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +47,10 @@ def train(*overrides):
 
 def results(run):
     return json.loads((run / "metrics.json").read_text())
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -89,10 +94,26 @@ def test_the_pool_gives_each_gpu_its_jobs():
     assert all(json.loads((run / "run.json").read_text())["state"] == "finished" for run in runs)
 
 
+@pytest.mark.parametrize(("steps", "how"), [(0, "compiled in"), (10**9, "not compiled")])
+def test_packed_runs_come_to_what_they_come_to_alone(steps, how):
+    """As CUDA graphs, and as the operations that these are of; all is in single precision, and so is rounding."""
+    shared = ["-m", "d=2,4", "seed=1,2", "likelihood.s2=0.1", "trainer.accelerator=gpu"]
+    launcher = ["hydra/launcher=packed", "hydra.launcher.devices=[0]", f"hydra.launcher.steps={steps}"]
+    packed = train(*shared, *launcher, "paths.outputs=packed")
+    alone = train(*shared, "engine=eager", "paths.outputs=alone")
+    others = {record.read(run)["fingerprint"]: weights(run) for run in alone}
+    assert len(packed) == len(others) == 4
+    for run in packed:
+        assert f"one of 4 runs that are packed, {how}" in (run / "job.log").read_text()
+        own = weights(run)
+        for name, v in others[record.read(run)["fingerprint"]].items():
+            torch.testing.assert_close(own[name], v, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_several_gpus_give_what_one_gives():
     """In double precision, so that what is left is rounding."""
     shared = ["trainer=ddp", "trainer.precision=64-true"]
     [[one], [two]] = (train(*shared, f"trainer.devices={n}", f"paths.outputs=outputs/{n}") for n in (1, 2))
-    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two))
+    a, b = weights(one), weights(two)
     assert max((a[name] - b[name]).abs().max() for name in a) < 1e-9

@@ -1,5 +1,7 @@
 """Which library makes a compiled step's products, and that they are the same but for rounding."""
 
+from math import inf
+
 import pytest
 import torch
 from test_engine import ELBO, make, same, train
@@ -7,9 +9,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vae_lab.engine import products
 from vae_lab.engine.engines import Compiled, Eager
-from vae_lab.engine.products import LEAST, OneDnn, exact, factors, halved_by_mkl, quickest
+from vae_lab.engine.products import HALVED, WHOLE, OneDnn, exact, factors, least, quickest
 
-ZEN = {"cpu_name": "AMD EPYC", "avx512_f": True}
+ZEN4 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx_vnni": False}
+ZEN5 = ZEN4 | {"avx_vnni": True}
 
 
 unrounded = pytest.mark.skipif(
@@ -27,29 +30,32 @@ def pair(m, k, n):
 
 @pytest.fixture
 def zen(monkeypatch):
-    """This CPU is taken for an AMD with AVX-512."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN, raising=False)
+    """This CPU is taken for an AMD with vectors of 512 bits."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5, raising=False)
     for library in torch.backends.mkl, torch.backends.mkldnn:
         monkeypatch.setattr(library, "is_available", lambda: True)
 
 
 @pytest.mark.parametrize(
-    ("known", "halved"),
+    ("known", "flops"),
     [
-        (ZEN, True),
-        (ZEN | {"cpu_name": "AMD Ryzen 5 5600X", "avx512_f": False}, False),
-        (ZEN | {"cpu_name": "Intel(R) Xeon(R)"}, False),
-        ({"architecture": "aarch64"}, False),
+        (ZEN5, WHOLE),
+        (ZEN4, HALVED),
+        (ZEN5 | {"cpu_name": "AMD Ryzen 5 5600X", "avx512_f": False}, inf),
+        (ZEN5 | {"cpu_name": "Intel(R) Xeon(R)"}, inf),
+        ({"architecture": "aarch64"}, inf),
     ],
 )
-def test_mkl_halves_amd_alone(zen, monkeypatch, known, halved):
+def test_from_where_on_onednn_is_quicker_depends_on_the_processor(zen, monkeypatch, known, flops):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    assert halved_by_mkl() is halved
+    assert least() == flops
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert least() == inf
 
 
 def test_older_releases_of_torch_do_not_tell(zen, monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not halved_by_mkl()
+    assert least() == inf
 
 
 def test_a_graphs_products_are_found():
@@ -64,7 +70,7 @@ def test_a_graphs_products_are_found():
 
 @unrounded
 def test_onednn_is_asked_where_it_is_quicker(zen):
-    side = round((LEAST / 2) ** (1 / 3)) + 1
+    side = round((WHOLE / 2) ** (1 / 3)) + 1
     large, larger, small = pair(side, side, side), pair(side, side, 2 * side), pair(side, side, 1)
     before = precision()
     assert not any(isinstance(quickest(pairs), OneDnn) for pairs in ([], [small], [large, small]))
@@ -104,7 +110,7 @@ def test_onednns_products_are_those_of_float32():
 
 @unrounded
 def test_a_step_is_the_same_by_either_library(zen, monkeypatch):
-    monkeypatch.setattr(products, "LEAST", 0.0)
+    monkeypatch.setattr(products, "WHOLE", 0.0)
     vae, asked = make(), []
 
     def compiler(graph, given):

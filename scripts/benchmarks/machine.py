@@ -95,7 +95,7 @@ def describe(device: str) -> dict[str, str]:
 
 
 def processor() -> str:
-    """Its name, and the widest vectors that it has."""
+    """Its name, which of those of that name it is, and the widest vectors that it has."""
     try:
         lines = [line.partition(":") for line in (PROC / "cpuinfo").read_text().splitlines()]
     except OSError:
@@ -103,4 +103,5 @@ def processor() -> str:
     said = {key.strip(): value.strip() for key, _, value in reversed(lines)}
     flags = said.get("flags", "").split()
     widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
-    return " ".join(filter(None, [said.get("model name", platform.machine()), widest.upper()]))
+    family = f"(family {said['cpu family']}, model {said['model']})" if said.keys() >= {"cpu family", "model"} else ""
+    return " ".join(filter(None, [said.get("model name", platform.machine()), family, widest.upper()]))

@@ -1,10 +1,11 @@
 """Matrix products of compiled steps on CPUs, by whichever of torch's two libraries is the quicker.
 
-MKL, which torch asks for float32, leaves half of an AMD processor's AVX-512 unused; oneDNN uses all of it, but takes
-longer to be called. torch asks oneDNN where it may round to bfloat16. That is allowed here for as long as a step takes,
+MKL, which torch asks for float32, leaves an AMD processor's AVX-512 unused; oneDNN uses it, but takes longer to be
+called. torch asks oneDNN where it may round to bfloat16. That is allowed here for as long as a step takes,
 and only where it is seen not to be done: oneDNN does it on processors with instructions for bfloat16 matrices (AMX).
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-LEAST = 2e6
-"""From how many floating-point operations on, in a step's mean over its products, oneDNN is quicker: a call takes 11
-microseconds more than MKL's, and an operation half as long (Zen 5, one thread)."""
+WHOLE, HALVED = 2e6, 6e6
+"""From how many floating-point operations on, in a step's mean over its products, oneDNN is quicker, on one thread of a
+processor that has vectors of 512 bits whole (Zen 5), and of one that computes them by halves (Zen 4). A call takes 11
+microseconds more than MKL's; an operation takes half as long on the former, on the latter a tenth less."""
 
 ODD = 1 + 2**-10
 """Rounded to bfloat16 it is 1."""
@@ -45,7 +47,7 @@ class OneDnn(AbstractContextManager[None]):
 def quickest(pairs: Factors) -> AbstractContextManager[None]:
     """In what steps with such products are made, so that these are the quicker library's."""
     flops = sum(2 * a.numel() * b.shape[-1] for a, b in pairs)
-    if not pairs or flops < LEAST * len(pairs) or pairs[0][0].device.type != "cpu" or not halved_by_mkl():
+    if not pairs or flops < least() * len(pairs) or pairs[0][0].device.type != "cpu":
         return nullcontext()
     with (library := OneDnn()):
         return library if exact(pairs) else nullcontext()
@@ -57,12 +59,16 @@ def factors(graph: GraphModule) -> Factors:
     return [(node.args[-2].meta["val"], node.args[-1].meta["val"]) for node in nodes]
 
 
-def halved_by_mkl() -> bool:
-    """Whether this CPU has vectors of 512 bits of which MKL uses half, and torch both libraries."""
+def least() -> float:
+    """From how many operations on oneDNN is quicker on this CPU; infinitely many where MKL uses all of it, or torch has
+    not both libraries."""
     # older releases of torch do not tell
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    wide = bool(known.get("avx512_f")) and "AMD" in str(known.get("cpu_name"))
-    return wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if not (known.get("avx512_f") and "AMD" in str(known.get("cpu_name"))):
+        return math.inf
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return math.inf
+    return WHOLE if known.get("avx_vnni") else HALVED  # Zen 5 came with these instructions
 
 
 def exact(pairs: Factors) -> bool:
