@@ -197,6 +197,24 @@ def test_losses_of_the_same_distribution_are_rarely_apart():
 
 # --- the machine
 
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            "cpu family: 25\nmodel\t: 17\nmodel name: Some EPYC\nflags: fpu avx2 avx512f\n\n",
+            "(family 25, model 17) AVX512F",
+        ),
+        ("cpu family: 26\nmodel\t: 2\nmodel name: Some EPYC\nflags: fpu avx2\n\n", "(family 26, model 2) AVX2"),
+        ("model name: Some EPYC\nFeatures: asimd\n", ""),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(tmp_path, monkeypatch, said, found):
+    (tmp_path / "cpuinfo").write_text(said)
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    assert machine.processor() == f"Some EPYC {found}".strip()
+
+
 BURN = "import time\nwhile time.process_time() < 0.6: pass"  # the system counts in ticks
 
 

@@ -764,14 +764,15 @@ class Recorder:
 
 
 def test_what_is_replayed_reads_what_each_step_is_given_and_keeps_what_it_found(monkeypatch):
-    """Also where all steps' data lie in the same memory, as those of packed runs do."""
+    """And leaves what it is given as it is."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph", Recorder.graph)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    total, x = torch.zeros(2), torch.zeros(2)
+    total, given = torch.zeros(2), [torch.full((2,), float(k)) for k in range(1, 5)]
     call = Replay(Recorder.add, [total])
-    found = [call(total, x.fill_(k)) for k in range(1, 5)]
+    found = [call(total, x) for x in given]
     assert [v.tolist() for [v] in found] == [[1, 1], [3, 3], [6, 6], [10, 10]] and total.tolist() == [10, 10]
+    assert [x.tolist() for x in given] == [[1, 1], [2, 2], [3, 3], [4, 4]]
 
 
 @pytest.mark.gpu

@@ -107,7 +107,7 @@ def test_packed_runs_come_to_what_they_come_to_alone(steps, how):
         assert f"one of 4 runs that are packed, {how}" in (run / "job.log").read_text()
         own = weights(run)
         for name, v in others[record.read(run)["fingerprint"]].items():
-            torch.testing.assert_close(own[name], v, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(own[name], v, rtol=1e-4, atol=1e-4)  # as on a CPU
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -1,8 +1,8 @@
 """Matrix products of compiled steps on CPUs, by whichever of torch's two libraries is the quicker.
 
 MKL, which torch asks for float32, leaves an AMD processor's AVX-512 unused; oneDNN uses it, but takes longer to be
-called. torch asks oneDNN where it may round to bfloat16. That is allowed here for as long as a step takes,
-and only where it is seen not to be done: oneDNN does it on processors with instructions for bfloat16 matrices (AMX).
+called. torch asks oneDNN where it may round to bfloat16. That is allowed here for as long as a step takes, and only
+where it is seen not to be done: oneDNN does it on processors with instructions for bfloat16 matrices (AMX).
 """
 
 import math
