@@ -19,9 +19,6 @@ RANK = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_
 PLACING = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 """What says where and how a sweep runs, and is none of a job's business."""
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Has glibc ask for huge pages, which only the environment can tell it."""
-
 LOST = 255  # what multiprocessing says of a process whose server has been killed, however the process ends
 
 INTERRUPTED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
@@ -66,7 +63,6 @@ def environment(devices: Sequence[int | str] | None = None, threads: int | None 
         env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    env.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     return env
 
 
