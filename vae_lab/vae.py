@@ -28,10 +28,8 @@ class VAE(nn.Module):
                 f"{list(encoder.shape)}, {list(decoder.shape)}, {list(likelihood.shape)}"
             )
         if decoder.outputs != likelihood.outputs:
-            raise ValueError(
-                f"outputs of the decoder must be {likelihood.outputs} for {type(likelihood).__name__}, "
-                f"got {decoder.outputs}"
-            )
+            name = type(likelihood).__name__
+            raise ValueError(f"outputs of the decoder must be {likelihood.outputs} for {name}, got {decoder.outputs}")
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
 
     @property
