@@ -23,9 +23,10 @@ def tune() -> None:
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25)  # the most that older ones take
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(TOP_PAD, 2**30)  # until it is used it takes no room
         libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        libc.free(libc.malloc(ctypes.c_size_t(2**24)))  # has the heap grow by that
+        libc.mallopt(TOP_PAD, 2**30)
+        libc.free(libc.malloc(ctypes.c_size_t(2**24)))  # the heap grows by that, which takes no room until it is used
+        libc.mallopt(TOP_PAD, 2**26)
         for first, last in heap():
             libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), HUGEPAGE)
 
