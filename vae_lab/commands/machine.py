@@ -22,7 +22,7 @@ def tune() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25)  # the most that older ones take
-        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)  # the most that it takes; what `TOP_PAD` adds counts as free
         libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         libc.mallopt(TOP_PAD, 2**30)
         libc.free(libc.malloc(ctypes.c_size_t(2**24)))  # the heap grows by that, which takes no room until it is used
